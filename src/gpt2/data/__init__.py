@@ -1,0 +1,1 @@
+"""Text files -> tokens -> (x, y) batches, for training."""

@@ -1,0 +1,53 @@
+"""What runs a network to write text: fed token ids, it gives logits and keeps a key/value cache.
+
+An engine knows nothing about text or sampling. `gpt2.engines.keras` is the reference; every faster one is tested
+against it. This module imports no engine, so that whoever only wants the protocol does not import TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gpt2.config import GPT2Config
+
+
+class Cache(Protocol):
+    """The keys and values of several rows of tokens, each of its own length."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,) integers: how many tokens each row holds."""
+
+    def select(self, rows: Sequence[int]) -> Cache:
+        """A new cache with these rows, in this order; a row may be named several times (samples, beams) or not."""
+
+    def clear(self, row: int) -> None:
+        """Forget the tokens of one row."""
+
+
+class Engine(Protocol):
+    """A network that can be fed."""
+
+    name: str
+    config: GPT2Config
+
+    def new_cache(self, rows: int) -> Cache:
+        """An empty cache of `rows` rows."""
+
+    def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
+        """Add tokens to rows of a cache and give the logits of what follows.
+
+        What a row gives depends on that row's tokens alone, never on its neighbours.
+
+        Args:
+            cache: from `new_cache` or `select`; it is changed in place.
+            ids: for each row the new tokens, which may be none; a row may not grow past n_ctx.
+            all_positions: give logits at every new token, not only at the last.
+
+        Returns:
+            For each row logits (N, V) float32: N is 1, or the number of the row's new tokens with `all_positions`, and
+            0 for a row that was fed nothing.
+        """

@@ -1,0 +1,203 @@
+"""The reference engine: the Keras network with a key/value cache in NumPy arrays.
+
+It is written to be right and simple, not to be the fastest. One promise shapes it: a row's logits are the same bits
+whatever its neighbours are. A prompt is therefore fed by itself, single tokens of many rows together, and wherever the
+kernels below round differently for another number of rows, the number is kept the same (see `_step`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from gpt2.config import GPT2Config
+from gpt2.errors import ContextLengthError, PromptError
+from gpt2.model import GPT2
+
+
+class KVCache:
+    """For each layer the keys and the values of all rows, each (R, H, n_ctx, D) float32.
+
+    R is the number of rows rounded up to a power of two, and at least 2: a step always runs over all of them, so a few
+    sizes are compiled, and never one row alone, whose products round differently.
+    """
+
+    def __init__(self, config: GPT2Config, rows: int) -> None:
+        self.config = config
+        self.lengths = np.zeros(rows, np.int32)
+        self.capacity = max(2, 1 << (rows - 1).bit_length())
+        shape = (self.capacity, config.n_head, config.n_ctx, config.head_size)
+        # Zeros, not whatever is in memory: unused positions get weight 0, and 0 * NaN would be NaN.
+        self.layers = [(_aligned_zeros(shape), _aligned_zeros(shape)) for _ in range(config.n_layer)]
+        self.tensors = [(_shared(keys), _shared(values)) for keys, values in self.layers]
+
+    def select(self, rows: Sequence[int]) -> KVCache:
+        """A new cache with these rows, in this order."""
+        chosen = KVCache(self.config, len(rows))
+        for to, row in enumerate(rows):
+            n = chosen.lengths[to] = self.lengths[row]
+            for mine, theirs in zip(self.layers, chosen.layers, strict=True):
+                for source, target in zip(mine, theirs, strict=True):
+                    target[to, :, :n] = source[row, :, :n]
+        return chosen
+
+    def clear(self, row: int) -> None:
+        """Forget the tokens of one row."""
+        self.lengths[row] = 0
+
+    def extend(self, row: int, present: Sequence[tuple[np.ndarray, np.ndarray]], at: int) -> None:
+        """Add new tokens to a row: those of row `at` of `present`, for each layer keys and values (B, H, T, D)."""
+        first = self.lengths[row]
+        last = first + present[0][0].shape[2]
+        for (keys, values), (new_keys, new_values) in zip(self.layers, present, strict=True):
+            keys[row, :, first:last] = new_keys[at]
+            values[row, :, first:last] = new_values[at]
+        self.lengths[row] = last
+
+
+class KerasEngine:
+    """Runs a `GPT2` network. Its float32 weights are used where they are, not copied."""
+
+    name = "keras"
+
+    def __init__(self, network: GPT2) -> None:
+        self.network = network
+        self.config = network.config
+        # One graph for every length: graphs of fixed lengths are optimised differently, and round differently.
+        ids, lengths = ((None, None), "int32"), ((None,), "int32")
+        layer = ((None, self.config.n_head, self.config.n_ctx, self.config.head_size), "float32")
+        past = [(layer, layer)] * self.config.n_layer
+        self._prefill = _compiled(self._prefill_graph, ids)
+        self._continue = _compiled(self._continue_graph, ids, past, lengths)
+        self._step = _compiled(self._step_graph)
+
+    def new_cache(self, rows: int) -> KVCache:
+        """An empty cache of `rows` rows."""
+        return KVCache(self.config, rows)
+
+    def feed(self, cache: KVCache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
+        """Add tokens to rows of a cache and give the logits of what follows; see `Engine.feed`.
+
+        Raises:
+            PromptError: a token that is not in the vocabulary, or not one row of tokens for each row of the cache.
+            ContextLengthError: a row would grow past n_ctx.
+        """
+        if len(ids) != len(cache.lengths):
+            raise PromptError(f"ids: expected {len(cache.lengths)} rows as in the cache, got {len(ids)}")
+        for row, tokens in enumerate(ids):
+            self._check(tokens, int(cache.lengths[row]))
+        logits = [np.zeros((0, self.config.n_vocab), np.float32)] * len(ids)
+        single = [row for row, tokens in enumerate(ids) if len(tokens) == 1 and cache.lengths[row]]
+        if single:
+            for row, values in zip(single, self._feed_single(cache, single, ids), strict=True):
+                logits[row] = values
+        for row, tokens in enumerate(ids):
+            if len(tokens) and row not in single:
+                logits[row] = self._feed_row(cache, row, tokens, all_positions)
+        return logits
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Logits (B, T, V) float32 of ids (B, T), without a cache."""
+        hidden, _ = self._prefill(ops.convert_to_tensor(ids, dtype="int32"))
+        return np.asarray(ops.convert_to_numpy(self.network.head(hidden)))
+
+    def _check(self, tokens: Sequence[int], length: int) -> None:
+        if length + len(tokens) > self.config.n_ctx:
+            raise ContextLengthError(
+                f"tokens: expected at most n_ctx = {self.config.n_ctx} in a row, got {length} + {len(tokens)}"
+            )
+        bad = next((token for token in tokens if not 0 <= token < self.config.n_vocab), None)
+        if bad is not None:
+            raise PromptError(f"tokens: expected ids from 0 to {self.config.n_vocab - 1}, got {bad}")
+
+    def _feed_row(self, cache: KVCache, row: int, tokens: Sequence[int], all_positions: bool) -> np.ndarray:
+        """Any number of tokens for one row by itself."""
+        ids = ops.convert_to_tensor(np.array([tokens], np.int32))
+        if cache.lengths[row] == 0:
+            hidden, present = self._prefill(ids)
+        else:
+            past = [tuple(tensor[row : row + 1] for tensor in layer) for layer in cache.tensors]
+            hidden, present = self._continue(ids, past, ops.convert_to_tensor(cache.lengths[row : row + 1]))
+        cache.extend(row, _arrays(present), 0)
+        # The head over one position and over all of them rounds differently, so the last one is always done alone.
+        last = _array(self.network.head(hidden[:, -1:]))[0]  # (1, V)
+        if not all_positions or len(tokens) == 1:
+            return last
+        return np.concatenate([_array(self.network.head(hidden[:, :-1]))[0], last])
+
+    def _feed_single(self, cache: KVCache, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """One token for each of `rows`, in one step over the whole cache; what idle rows give is not looked at."""
+        tokens = np.zeros((cache.capacity, 1), np.int32)
+        lengths = np.zeros(cache.capacity, np.int32)
+        for row in rows:
+            tokens[row], lengths[row] = ids[row][0], cache.lengths[row]
+        logits, present = self._step(ops.convert_to_tensor(tokens), cache.tensors, ops.convert_to_tensor(lengths))
+        arrays, values = _arrays(present), _array(logits)  # values (R, 1, V)
+        for row in rows:
+            cache.extend(row, arrays, row)
+        return [values[row] for row in rows]
+
+    # What is compiled
+
+    def _prefill_graph(self, ids: Any) -> Any:
+        return self.network.hidden(ids)
+
+    def _continue_graph(self, ids: Any, past: Any, lengths: Any) -> Any:
+        return self.network.hidden(ids, past, lengths)
+
+    def _step_graph(self, ids: Any, past: Any, lengths: Any) -> Any:
+        """One token in each of an even number of rows: logits (B, 1, V), and the new keys and values.
+
+        The head's product reads its weights row by row, and its kernels round differently for 1, 2, 4, 8 and more
+        rows; for two rows it costs what it costs for one. So it is done in pairs.
+        """
+        hidden, present = self.network.hidden(ids, past, lengths)
+        pairs = [self.network.head(hidden[n : n + 2]) for n in range(0, ids.shape[0], 2)]
+        return ops.concatenate(pairs, axis=0), present
+
+
+def _compiled(function: Callable[..., Any], *signature: Any) -> Callable[..., Any]:
+    """A TensorFlow graph of `function`; other backends run it as it is.
+
+    Without a signature, nested (shape, dtype) pairs, a graph is made for each shape that comes.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    def spec(value: Any) -> Any:
+        if isinstance(value, tuple) and isinstance(value[1], str):
+            return tf.TensorSpec(*value)
+        return type(value)(spec(part) for part in value)
+
+    return tf.function(function, input_signature=[spec(s) for s in signature] or None, autograph=False)
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros that begin at a multiple of 64 bytes, as TensorFlow asks of memory that it shares."""
+    size = math.prod(shape) * 4
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(np.float32).reshape(shape)
+
+
+def _shared(array: np.ndarray) -> Any:
+    """A tensor that is a view of an array's memory, where the backend can: copying a cache would double a step."""
+    if keras.backend.backend() != "tensorflow":
+        return array
+    import tensorflow as tf
+
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def _arrays(layers: Sequence[tuple[Any, Any]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(_array(keys), _array(values)) for keys, values in layers]

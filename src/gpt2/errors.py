@@ -1,0 +1,78 @@
+"""Every error that this package raises on purpose, in one tree.
+
+    GPT2Error
+    ├── ConfigError (ValueError)          a setting is out of range or of the wrong kind
+    ├── CodecError (ValueError)           text or tokens that cannot be encoded or decoded, or a broken vocabulary
+    ├── PromptError (ValueError)          a prompt that the model cannot be given
+    │   └── ContextLengthError            ... because it is longer than the context
+    ├── CheckpointError                   a model on disk that cannot be read or written
+    │   ├── CheckpointNotFoundError (FileNotFoundError)
+    │   ├── CheckpointFormatError         not a checkpoint, a broken file, or a format that is refused
+    │   └── TensorMismatchError           tensors missing, unexpected, misshapen or not finite
+    ├── ModelNameError (ValueError)       a model's name that the store does not accept or does not know
+    ├── DownloadError                     the network or the server failed; trying again may help
+    │   └── IntegrityError                what arrived is not what was asked for; trying again will not help
+    ├── TrainingError                     training data or a training run that cannot go on
+    └── GenerationError                   logits that no token can be chosen from, such as NaN
+
+Whoever calls this package and wants to catch all of it catches `GPT2Error`. Messages name the argument or the file,
+what was expected and what came. Anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+
+class GPT2Error(Exception):
+    """The root of all errors that this package raises on purpose."""
+
+
+class ConfigError(GPT2Error, ValueError):
+    """A setting is out of range or of the wrong kind."""
+
+
+class CodecError(GPT2Error, ValueError):
+    """Text or tokens that cannot be encoded or decoded, or a vocabulary that cannot be read."""
+
+
+class PromptError(GPT2Error, ValueError):
+    """A prompt that the model cannot be given."""
+
+
+class ContextLengthError(PromptError):
+    """A prompt, or a prompt and its continuation, longer than the model's context."""
+
+
+class CheckpointError(GPT2Error):
+    """A model on disk that cannot be read or written."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is nothing at that path."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """Not a checkpoint, a broken file, or a format that is refused."""
+
+
+class TensorMismatchError(CheckpointError):
+    """Tensors are missing, unexpected, misshapen or not finite; the message lists all of them."""
+
+
+class ModelNameError(GPT2Error, ValueError):
+    """A model's name that the store does not accept or does not know."""
+
+
+class DownloadError(GPT2Error):
+    """The network or the server failed; trying again may help."""
+
+
+class IntegrityError(DownloadError):
+    """What arrived is not what was asked for (hash, size or kind); trying again will not help."""
+
+
+class TrainingError(GPT2Error):
+    """Training data that cannot be used, or a training run that cannot go on."""
+
+
+class GenerationError(GPT2Error):
+    """The model gave logits that no token can be chosen from: NaN, or -inf for every token."""

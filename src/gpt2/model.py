@@ -1,0 +1,270 @@
+"""The network: GPT-2 in Keras 3, one forward pass with an optional key/value cache.
+
+Written in Keras' own operations, so it runs on any Keras backend; TensorFlow is the one that everything is tested on.
+It knows nothing about text, files or sampling. Letters in the shapes: B batch, T time, P past, C channels (n_embd),
+H heads, D head size, V vocabulary, L layers. Tensors keep the names of OpenAI's release (`wte`, `h0/attn/c_attn/w`).
+
+Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from gpt2.config import GPT2Config
+
+LAYER_NORM_EPSILON = 1e-5
+INIT_STDDEV = 0.02
+"""Of every matrix; half of it for `wpe`, as in the released code, and less for what is added to the residual stream
+(divided by sqrt(2 * n_layer), section 2.3 of the paper)."""
+
+Tensor = Any
+"""A tensor of the Keras backend in use."""
+Cache = Sequence[tuple[Tensor, Tensor]]
+"""For each layer the keys and the values of earlier tokens, each (B, H, P, D)."""
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form of GELU that GPT-2 was trained with (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def _normal(stddev: float) -> keras.initializers.Initializer:
+    """N(0, stddev); zeros for stddev 0, without the cost of drawing."""
+    return keras.initializers.RandomNormal(stddev=stddev) if stddev else keras.initializers.Zeros()
+
+
+class LayerNorm(keras.layers.Layer):
+    """Normalise the last axis to mean 0 and variance 1, then scale by `g` and shift by `b`; always in float32."""
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        c = input_shape[-1]
+        self.g = self.add_weight(shape=(c,), initializer="ones", name="g", autocast=False)
+        self.b = self.add_weight(shape=(c,), initializer="zeros", name="b", autocast=False)
+
+    def call(self, x: Tensor) -> Tensor:
+        x32 = ops.cast(x, "float32")
+        mean = ops.mean(x32, axis=-1, keepdims=True)
+        centred = x32 - mean
+        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+        # Not by rsqrt, whose last bit depends on how many rows are in the batch (its vector and scalar forms differ). The
+        # maximum changes nothing; it keeps TensorFlow's graph optimiser from making an rsqrt of the quotient.
+        deviation = ops.maximum(ops.sqrt(variance + LAYER_NORM_EPSILON), 1e-3)
+        return ops.cast(centred / deviation * self.g + self.b, x.dtype)
+
+
+class Linear(keras.layers.Layer):
+    """`x @ w + b` with w (in, out), which the original calls conv1d."""
+
+    def __init__(self, n_out: int, stddev: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.n_out, self.stddev = n_out, stddev
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        initializer = _normal(self.stddev)
+        self.w = self.add_weight(shape=(input_shape[-1], self.n_out), initializer=initializer, name="w")
+        self.b = self.add_weight(shape=(self.n_out,), initializer="zeros", name="b")
+
+    def call(self, x: Tensor) -> Tensor:
+        # One matrix product over all rows: a product with three axes is slower on every CPU backend.
+        *outer, n_in = ops.shape(x)
+        y = ops.matmul(ops.reshape(x, (-1, n_in)), self.w) + self.b  # (B*T, n_out)
+        return ops.reshape(y, (*outer, self.n_out))
+
+
+class CausalSelfAttention(keras.layers.Layer):
+    """Each position looks at itself and at the positions before it."""
+
+    def __init__(self, config: GPT2Config, dropout: float, stddev: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.n_head, self.head_size = config.n_head, config.head_size
+        residual_stddev = stddev / math.sqrt(2 * config.n_layer)
+        self.c_attn = Linear(3 * config.n_embd, stddev, name="c_attn", dtype=self.dtype_policy)
+        self.c_proj = Linear(config.n_embd, residual_stddev, name="c_proj", dtype=self.dtype_policy)
+        self.attn_drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.resid_drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.c_attn.build(input_shape)
+        self.c_proj.build(input_shape)
+
+    def call(
+        self, x: Tensor, visible: Tensor, past: tuple[Tensor, Tensor] | None = None, training: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Attend.
+
+        Args:
+            x: (B, T, C).
+            visible: (B or 1, 1, T, P + T) bool, true where a position may be looked at.
+            past: keys and values of earlier tokens, each (B, H, P, D), or None.
+
+        Returns:
+            The output (B, T, C), and the new tokens' keys and values, each (B, H, T, D).
+        """
+        B, T, C = ops.shape(x)
+        qkv = ops.reshape(self.c_attn(x), (B, T, 3, self.n_head, self.head_size))
+        q, k, v = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)  # each (B, H, T, D)
+        scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))  # (B, H, T, T)
+        if past is not None:
+            past_k, past_v = past
+            # Scores over the past and over the new tokens are made apart, so that the cache is never copied.
+            scores = ops.concatenate([ops.matmul(q, ops.transpose(past_k, (0, 1, 3, 2))), scores], axis=-1)
+        scores = ops.cast(scores, "float32") / math.sqrt(self.head_size)  # (B, H, T, P + T)
+        scores = ops.where(visible, scores, -1e9)
+        attention = self.attn_drop(ops.cast(ops.softmax(scores, axis=-1), x.dtype), training=training)
+        if past is None:
+            y = ops.matmul(attention, v)  # (B, H, T, D)
+        else:
+            P = ops.shape(past_k)[2]
+            y = ops.matmul(attention[..., :P], past_v) + ops.matmul(attention[..., P:], v)
+        y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (B, T, C))
+        return self.resid_drop(self.c_proj(y), training=training), (k, v)
+
+
+class MLP(keras.layers.Layer):
+    """Two linear layers with a GELU between them, applied to each position by itself."""
+
+    def __init__(self, config: GPT2Config, dropout: float, stddev: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        C = config.n_embd
+        residual_stddev = stddev / math.sqrt(2 * config.n_layer)
+        self.c_fc = Linear(4 * C, stddev, name="c_fc", dtype=self.dtype_policy)
+        self.c_proj = Linear(C, residual_stddev, name="c_proj", dtype=self.dtype_policy)
+        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        self.c_fc.build(input_shape)
+        self.c_proj.build((*input_shape[:-1], 4 * (input_shape[-1] or 0)))
+
+    def call(self, x: Tensor, training: bool = False) -> Tensor:
+        return self.drop(self.c_proj(gelu(self.c_fc(x))), training=training)
+
+
+class Block(keras.layers.Layer):
+    """One layer: attention, then MLP, each behind a layer norm and added to the residual stream."""
+
+    def __init__(self, config: GPT2Config, dropout: float, stddev: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ln_1 = LayerNorm(name="ln_1", dtype=self.dtype_policy)
+        self.attn = CausalSelfAttention(config, dropout, stddev, name="attn", dtype=self.dtype_policy)
+        self.ln_2 = LayerNorm(name="ln_2", dtype=self.dtype_policy)
+        self.mlp = MLP(config, dropout, stddev, name="mlp", dtype=self.dtype_policy)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        for layer in (self.ln_1, self.attn, self.ln_2, self.mlp):
+            layer.build(input_shape)
+
+    def call(
+        self, x: Tensor, visible: Tensor, past: tuple[Tensor, Tensor] | None = None, training: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        a, present = self.attn(self.ln_1(x), visible=visible, past=past, training=training)
+        x = x + a
+        return x + self.mlp(self.ln_2(x), training=training), present
+
+
+class GPT2(keras.Model):
+    """The whole network.
+
+    Args:
+        config: the shape.
+        dropout: the share of activations dropped when `training` is true.
+        dtype: a Keras dtype policy, `"float32"` or `"mixed_bfloat16"`; logits are float32 with either.
+        initialize: False leaves the matrices at zero, for a caller that sets every one of them.
+    """
+
+    def __init__(
+        self, config: GPT2Config, *, dropout: float = 0.0, dtype: Any = "float32", initialize: bool = True
+    ) -> None:
+        super().__init__(dtype=dtype, name="model")
+        self.config = config
+        self.stddev = INIT_STDDEV if initialize else 0.0
+        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.blocks = [
+            Block(config, dropout, self.stddev, name=f"h{n}", dtype=self.dtype_policy) for n in range(config.n_layer)
+        ]
+        self.ln_f = LayerNorm(name="ln_f", dtype=self.dtype_policy)
+        self.build((None, None))
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the variables."""
+        if self.built:
+            return
+        V, C = self.config.n_vocab, self.config.n_embd
+        self.wte = self.add_weight(shape=(V, C), initializer=_normal(self.stddev), name="wte")
+        self.wpe = self.add_weight(shape=(self.config.n_ctx, C), initializer=_normal(self.stddev / 2), name="wpe")
+        for layer in (*self.blocks, self.ln_f):
+            layer.build((*input_shape, C))
+        self.built = True
+
+    def call(self, ids: Tensor, training: bool = False) -> Tensor:
+        """Logits of the next token at every position, (B, T, V) float32, for ids (B, T): `head(hidden(ids))`."""
+        return self.head(self.hidden(ids, training=training)[0])
+
+    def hidden(
+        self, ids: Tensor, past: Cache | None = None, past_length: Tensor | None = None, training: bool = False
+    ) -> tuple[Tensor, Cache]:
+        """The forward pass up to the head.
+
+        Args:
+            ids: (B, T) integers from 0 to n_vocab - 1; T plus what is past is at most n_ctx.
+            past: keys and values of earlier tokens for each layer, each (B, H, P, D), or None.
+            past_length: (B,) int32, how many of the P positions are in use in each row; needed with `past`.
+            training: whether dropout acts.
+
+        Returns:
+            The final hidden states (B, T, C), and for each layer the new tokens' keys and values, each (B, H, T, D),
+            which the caller adds to its cache.
+        """
+        T = ops.shape(ids)[1]
+        positions = ops.expand_dims(ops.arange(T, dtype="int32"), 0)  # (1, T)
+        if past is not None:
+            positions = positions + ops.expand_dims(past_length, 1)  # (B, T)
+        visible = self._visible(T, None if past is None else ops.shape(past[0][0])[2], past_length)
+        x = ops.take(self.wte, ids, axis=0) + ops.take(self.wpe, positions, axis=0)  # (B, T, C)
+        x = self.drop(ops.cast(x, self.compute_dtype), training=training)
+        present = []
+        for n, block in enumerate(self.blocks):
+            x, keys_values = block(x, visible=visible, past=None if past is None else past[n], training=training)
+            present.append(keys_values)
+        return self.ln_f(x), present
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (B, T, V) float32 of final hidden states x (B, T, C): the head is the token embedding."""
+        B, T, C = ops.shape(x)
+        wte = ops.cast(self.wte, self.compute_dtype)
+        logits = ops.matmul(ops.reshape(x, (-1, C)), ops.transpose(wte))
+        return ops.cast(ops.reshape(logits, (B, T, self.config.n_vocab)), "float32")
+
+    @staticmethod
+    def _visible(T: int, P: int | None, past_length: Tensor | None) -> Tensor:
+        """True where a query may look: (1, 1, T, T), or (B, 1, T, P + T) with a past."""
+        steps = ops.arange(T)
+        visible = ops.expand_dims(steps, 1) >= ops.expand_dims(steps, 0)  # (T, T)
+        visible = ops.expand_dims(visible, (0, 1))  # (1, 1, T, T)
+        if P is not None:
+            B = ops.shape(past_length)[0]
+            in_use = ops.expand_dims(ops.arange(P, dtype="int32"), 0) < ops.expand_dims(past_length, 1)  # (B, P)
+            in_use = ops.broadcast_to(ops.expand_dims(in_use, (1, 2)), (B, 1, T, P))
+            visible = ops.concatenate([in_use, ops.broadcast_to(visible, (B, 1, T, T))], axis=-1)
+        return visible
+
+    def tensors(self) -> dict[str, keras.Variable]:
+        """Every variable under its canonical name (`wte`, `h0/attn/c_attn/w`), in the order of OpenAI's release."""
+        found: dict[str, keras.Variable] = {"wte": self.wte, "wpe": self.wpe}
+        for block in self.blocks:
+            parts = (
+                ("ln_1", block.ln_1, "gb"),
+                ("attn/c_attn", block.attn.c_attn, "wb"),
+                ("attn/c_proj", block.attn.c_proj, "wb"),
+                ("ln_2", block.ln_2, "gb"),
+                ("mlp/c_fc", block.mlp.c_fc, "wb"),
+                ("mlp/c_proj", block.mlp.c_proj, "wb"),
+            )
+            for part, layer, letters in parts:
+                found |= {f"{block.name}/{part}/{letter}": getattr(layer, letter) for letter in letters}
+        return found | {"ln_f/g": self.ln_f.g, "ln_f/b": self.ln_f.b}
