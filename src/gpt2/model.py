@@ -43,11 +43,13 @@ class LayerNorm(keras.layers.Layer):
     """Normalise the last axis to mean 0 and variance 1, then scale by `g` and shift by `b`; always in float32."""
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make `g` and `b`."""
         c = input_shape[-1]
         self.g = self.add_weight(shape=(c,), initializer="ones", name="g", autocast=False)
         self.b = self.add_weight(shape=(c,), initializer="zeros", name="b", autocast=False)
 
     def call(self, x: Tensor) -> Tensor:
+        """Normalise x (..., C)."""
         x32 = ops.cast(x, "float32")
         mean = ops.mean(x32, axis=-1, keepdims=True)
         centred = x32 - mean
@@ -66,11 +68,13 @@ class Linear(keras.layers.Layer):
         self.n_out, self.stddev = n_out, stddev
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make `w` and `b`."""
         initializer = _normal(self.stddev)
         self.w = self.add_weight(shape=(input_shape[-1], self.n_out), initializer=initializer, name="w")
         self.b = self.add_weight(shape=(self.n_out,), initializer="zeros", name="b")
 
     def call(self, x: Tensor) -> Tensor:
+        """Map x (..., in) to (..., out)."""
         # One matrix product over all rows: a product with three axes is slower on every CPU backend.
         *outer, n_in = ops.shape(x)
         y = ops.matmul(ops.reshape(x, (-1, n_in)), self.w) + self.b  # (B*T, n_out)
@@ -90,6 +94,7 @@ class CausalSelfAttention(keras.layers.Layer):
         self.resid_drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the two linear layers' variables."""
         self.c_attn.build(input_shape)
         self.c_proj.build(input_shape)
 
@@ -138,10 +143,12 @@ class MLP(keras.layers.Layer):
         self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the two linear layers' variables."""
         self.c_fc.build(input_shape)
         self.c_proj.build((*input_shape[:-1], 4 * (input_shape[-1] or 0)))
 
     def call(self, x: Tensor, training: bool = False) -> Tensor:
+        """Map x (B, T, C) to (B, T, C)."""
         return self.drop(self.c_proj(gelu(self.c_fc(x))), training=training)
 
 
@@ -156,12 +163,14 @@ class Block(keras.layers.Layer):
         self.mlp = MLP(config, dropout, stddev, name="mlp", dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make the parts' variables."""
         for layer in (self.ln_1, self.attn, self.ln_2, self.mlp):
             layer.build(input_shape)
 
     def call(
         self, x: Tensor, visible: Tensor, past: tuple[Tensor, Tensor] | None = None, training: bool = False
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Map x (B, T, C) to (B, T, C); `visible`, `past` and the second result are the attention's."""
         a, present = self.attn(self.ln_1(x), visible=visible, past=past, training=training)
         x = x + a
         return x + self.mlp(self.ln_2(x), training=training), present

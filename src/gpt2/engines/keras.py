@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from gpt2.config import GPT2Config
+from gpt2.engines import Cache
 from gpt2.errors import ContextLengthError, PromptError
 from gpt2.model import GPT2
 
@@ -80,13 +81,14 @@ class KerasEngine:
         """An empty cache of `rows` rows."""
         return KVCache(self.config, rows)
 
-    def feed(self, cache: KVCache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
+    def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
         """Add tokens to rows of a cache and give the logits of what follows; see `Engine.feed`.
 
         Raises:
             PromptError: a token that is not in the vocabulary, or not one row of tokens for each row of the cache.
             ContextLengthError: a row would grow past n_ctx.
         """
+        assert isinstance(cache, KVCache)
         if len(ids) != len(cache.lengths):
             raise PromptError(f"ids: expected {len(cache.lengths)} rows as in the cache, got {len(ids)}")
         for row, tokens in enumerate(ids):

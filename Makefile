@@ -1,0 +1,66 @@
+# The doors of the project. Each target sets up what it needs: `make demo` on a fresh machine is enough.
+# Needs Python 3.10 to 3.12 (PYTHON=python3.11 to choose one), make and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# TensorFlow's start-up chatter hides what matters.
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: help demo install test test-slow test-reference check format bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+demo: $(VENV)/.installed  ## Set up, then write text with the bundled model
+	@$(BIN)/gpt2 generate "Once upon a time" --max-tokens 120 --temperature 0.8 --seed 3
+	@echo "(synthetic text, written by the bundled GPT-2; try: $(BIN)/gpt2 generate --help)"
+
+install: $(VENV)/.installed  ## Set up the virtual environment with the package
+
+test: $(VENV)/.installed-test  ## Set up, then run the tests (under 10 minutes)
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-test  ## The slow tests: large models, many kills and mutations
+	$(BIN)/python -m pytest -m slow --timeout=3600
+
+test-reference: $(VENV)/.installed-reference  ## Compare with torch and transformers, which this installs
+	$(BIN)/python -m pytest -m reference
+
+check: $(VENV)/.installed-check  ## Format, lint, types and layers (tests: make test)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-check  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed  ## Measure how fast the reference engine writes, and what loading costs
+	$(BIN)/python benchmarks/load_memory.py 124M
+	$(BIN)/python benchmarks/decode.py
+
+clean:  ## Remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build src/*.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-check: $(VENV)/.installed-test
+	$(PIP) -e '.[test,check]'
+	@touch $@
+
+# torch is taken without its GPU libraries where the index has such a build; see constraints.txt for the version.
+$(VENV)/.installed-reference: $(VENV)/.installed-test
+	$(PIP) -e '.[test,reference]'
+	@touch $@

@@ -1,0 +1,83 @@
+"""The command line, `gpt2`: one module a command group; whatever is heavy is imported when the command runs.
+
+Exit status: 0 done, 1 it could not be done, 2 misuse, 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug`
+before the command shows where they come from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import click
+import typer
+
+from gpt2.cli import codec, convert, doctor, download, generate, models
+from gpt2.errors import ConfigError, GPT2Error, PromptError
+
+app = typer.Typer(
+    name="gpt2",
+    help="GPT-2 on TensorFlow 2.17: write text, encode, convert and download models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("generate")(generate.generate)
+app.command("encode")(codec.encode)
+app.command("decode")(codec.decode)
+app.command("convert")(convert.convert)
+app.command("download")(download.download)
+app.add_typer(models.models_app, name="models")
+app.command("doctor")(doctor.doctor)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from gpt2 import __version__
+
+        typer.echo(f"gpt2 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="On an error, show the whole traceback.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter, before anything imports it
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = app(given, prog_name="gpt2", standalone_mode=False)
+    except click.ClickException as error:
+        _complain(error.format_message())
+        status = 2
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("\n")
+        status = 130
+    except BrokenPipeError:  # `gpt2 ... | head`: whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except GPT2Error as error:
+        if "--debug" in given:
+            raise
+        _complain(str(error))
+        status = 2 if isinstance(error, (ConfigError, PromptError)) else 1
+    except OSError as error:
+        if "--debug" in given:
+            raise
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write("gpt2: " + " ".join(message.split()) + "\n")

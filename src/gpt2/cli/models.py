@@ -1,0 +1,98 @@
+"""`gpt2 models`: what is in the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+models_app = typer.Typer(
+    help="List, show, add and remove models.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@models_app.command("list")
+def list_models(as_json: JsonOption = False) -> None:
+    """List the bundled model and those in the store."""
+    from gpt2 import store
+
+    rows = [_facts(name) for name in (store.BUNDLED, *store.list_models())]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "format", "parameters", "on disk", box=None, pad_edge=False)
+    for row in rows:
+        parameters = f"{row['parameters']:,}" if "parameters" in row else row["error"]
+        table.add_row(row["name"], row.get("format", "?"), parameters, f"{row.get('bytes', 0) / 1e6:,.1f} MB")
+    Console(soft_wrap=True).print(table)
+
+
+@models_app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A name in the store, or a folder.")], as_json: JsonOption = False
+) -> None:
+    """Show what a model is: its shape, format, size and folder."""
+    from gpt2 import checkpoints, store
+
+    path = store.resolve(name)
+    found = checkpoints.describe(path)
+    facts: dict[str, Any] = {"name": name, "folder": str(path), "format": found.format, "dtype": found.dtype}
+    facts |= {"parameters": found.config.num_parameters, "bytes": found.bytes, **found.config.to_dict()}
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for key, value in facts.items():
+        typer.echo(f"{key:<12}{value:,}" if isinstance(value, int) else f"{key:<12}{value}")
+
+
+@models_app.command("add")
+def add(
+    path: Annotated[Path, typer.Argument(help="A model's folder, in any format; it is copied.")],
+    name: Annotated[str | None, typer.Option("--name", help="What to call it. [default: the folder's name]")] = None,
+) -> None:
+    """Copy a model into the store, after a check that it is one.
+
+    Files of a released model that are already at hand are imported by: gpt2 download 124M --from-folder FOLDER
+    """
+    from gpt2 import checkpoints, store
+
+    found = checkpoints.describe(path.expanduser())
+    name = name or path.expanduser().resolve().name
+    store.add(path, name)
+    typer.echo(f"{name}: {found.config.num_parameters:,} parameters, {found.format} format")
+
+
+@models_app.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(help="A name in the store.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove a model from the store and from the disk."""
+    from gpt2 import store
+
+    folder = store.folder_of(name)
+    if not yes and folder.is_dir():
+        typer.confirm(f"Remove {folder}?", abort=True, err=True)
+    store.remove(name)
+    typer.echo(f"{name}: removed")
+
+
+def _facts(name: str) -> dict[str, Any]:
+    from gpt2 import checkpoints, store
+    from gpt2.errors import GPT2Error
+
+    try:
+        found = checkpoints.describe(store.resolve(name))
+    except GPT2Error as error:
+        return {"name": name, "error": str(error)}
+    return {
+        **{"name": name, "format": found.format, "dtype": found.dtype},
+        **{"parameters": found.config.num_parameters, "bytes": found.bytes},
+    }

@@ -1,0 +1,176 @@
+"""The versioned API, version 2: how other programs query, train and save a GPT-2.
+
+The contract is this file: functions that take and give plain, typed values, over `gpt2.gpt`. It will not change under
+those who use it; what would break them becomes `gpt_core_v3.py`. Models are named by strings: a name in the store, a
+folder, or a name that `train_via_api` gave to its result. A model that was loaded stays loaded for the next request.
+
+    query_model("Once upon a time", max_tokens=40, seed=1)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt2.config import TrainingConfig
+from gpt2.errors import ModelNameError
+from gpt2.gpt import Model, load_model, save_model, train_model
+from gpt2.training import LogEntry
+
+API_VERSION = 2
+MAX_LOADED = 2
+"""Models from disk that stay loaded; the one that was longest unused goes first."""
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train."""
+
+    training_files: tuple[str, ...]
+    """UTF-8 text files, or folders of `.txt` files; each file is a document."""
+    name: str
+    """What the result is called, in `query_model(..., model=name)` and `save_model_via_api`."""
+    model: str | None = None
+    """What to fine-tune; None for the bundled model. Not together with `size`."""
+    size: str | None = None
+    """A released size (`124M`) to train from scratch instead."""
+    validation_files: tuple[str, ...] = ()
+    """Held-out text."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How."""
+
+
+@dataclass(frozen=True)
+class TrainResponse:
+    """What came of it."""
+
+    model: str
+    """The name that was asked for."""
+    log: tuple[LogEntry, ...]
+    """Losses on the way; the last entry is the end."""
+
+
+@dataclass(frozen=True)
+class SaveRequest:
+    """What to save where."""
+
+    model: str
+    """A name that `train_via_api` gave, a name in the store, or a folder."""
+    path: str
+    """The folder to write; a model that is already there is replaced."""
+    format: str = "native"
+    """`native`, `huggingface` or `openai`."""
+    dtype: str = "float32"
+    """`float32`, or `float16` for half the size (not in the openai format)."""
+
+
+@dataclass(frozen=True)
+class SaveResponse:
+    """Where it is."""
+
+    path: str
+    """The folder."""
+    format: str
+    """Its format."""
+    num_parameters: int
+    """How many numbers it holds, the tied head counted once."""
+
+
+def query_model(
+    prompt: str | None = None,
+    *,
+    model: str | None = None,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: str | list[str] | None = None,
+    **options: Any,
+) -> str:
+    """The continuation of a prompt, without the prompt itself.
+
+    Args:
+        prompt: text; None for unconditional text.
+        model: which model; None for the bundled one.
+        max_tokens: at most this many tokens are generated.
+        temperature: 0 always takes the most probable token; 1 samples from the model as it is.
+        top_k: keep only the k most probable tokens; 0 keeps all.
+        top_p: keep only the most probable tokens that together reach p.
+        seed: the same seed gives the same text; None takes a new one every time.
+        stop: text that ends the continuation and is not part of it.
+        options: any other field of `GenerationConfig` and `SamplingConfig`, such as min_p or repetition_penalty.
+
+    Raises:
+        GPT2Error: the tree in `gpt2.errors`; the message names the argument.
+
+    >>> query_model("Once upon a time", max_tokens=5, temperature=0)  # doctest: +SKIP
+    """
+    options |= {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    return _model(model).generate(prompt, seed=seed, stop=stop, **options)[0].text
+
+
+def stream_model(prompt: str | None = None, *, model: str | None = None, **options: Any) -> Iterator[str]:
+    """As `query_model`, with the same options, but the text comes in pieces as it is written."""
+    for piece in _model(model).stream(prompt, **options):
+        if piece.text:
+            yield piece.text
+
+
+def train_via_api(request: TrainRequest) -> TrainResponse:
+    """Train a model and keep it in memory under `request.name` until the process ends.
+
+    Raises:
+        ModelNameError: the name is empty or looks like a path, or both `model` and `size` are given.
+        GPT2Error: the training could not be done; see `gpt2.gpt.train_model`.
+    """
+    if not request.name or "/" in request.name or "\\" in request.name:
+        raise ModelNameError(f"name: expected a name without slashes, got {request.name!r}")
+    if request.model is not None and request.size is not None:
+        raise ModelNameError("model, size: expected one of them, got both")
+    log: list[LogEntry] = []
+    trained = train_model(
+        list(request.training_files),
+        model=None if request.size else _model(request.model),
+        config=request.size,
+        valid_data=list(request.validation_files) or None,
+        training=request.training,
+        on_log=log.append,
+    )
+    trained.name = request.name
+    with _lock:
+        _trained[request.name] = trained
+    return TrainResponse(model=request.name, log=tuple(log))
+
+
+def save_model_via_api(request: SaveRequest) -> SaveResponse:
+    """Save a model as a folder, atomically.
+
+    Raises:
+        ModelNameError: there is no such model.
+        CheckpointError: it cannot be written; what was there before is untouched.
+    """
+    model = _model(request.model)
+    path = save_model(model, request.path, request.format, dtype=request.dtype)
+    return SaveResponse(path=str(path), format=request.format, num_parameters=model.num_parameters)
+
+
+_lock = threading.RLock()
+_trained: dict[str, Model] = {}
+_loaded: OrderedDict[str | None, Model] = OrderedDict()
+
+
+def _model(name: str | None) -> Model:
+    """A model that was trained here, or one from disk, which then stays loaded."""
+    with _lock:
+        if name is not None and name in _trained:
+            return _trained[name]
+        if name not in _loaded:
+            _loaded[name] = load_model(name)
+            if len(_loaded) > MAX_LOADED:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end(name)
+        return _loaded[name]
