@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-from fakes import FakeEngine
 
+from fakes import FakeEngine
 from gpt2.beams import beam_search
 from gpt2.codec import Codec
 from gpt2.config import GenerationConfig

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import FakeEngine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fakes import FakeEngine
 from gpt2.codec import Codec, default_codec
 from gpt2.config import GenerationConfig
 from gpt2.errors import ConfigError, ContextLengthError, PromptError

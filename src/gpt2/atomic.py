@@ -59,8 +59,9 @@ def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool]) -> Iterato
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        # The unfinished new folder, or after the exchange the old one.
-        shutil.rmtree(new, ignore_errors=True)
+        # The unfinished new folder, or after the exchange the old one; once more if a passing fault kept some of it.
+        for _ in range(2):
+            shutil.rmtree(new, ignore_errors=True)
 
 
 @contextlib.contextmanager

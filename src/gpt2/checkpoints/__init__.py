@@ -167,7 +167,7 @@ def _in_order(config: GPT2Config, tensors: Tensors) -> Iterator[tuple[str, np.nd
     for name, array in tensors:
         seen[name] = array.shape
         if array.shape != shapes.get(name):
-            break  # the check below says what is wrong
+            check_shapes(config, {**shapes, name: array.shape}, source="write")
         waiting[name] = array
         while wanted in waiting:
             yield wanted, waiting.pop(wanted)

@@ -77,7 +77,9 @@ def checked_values(tensors: Tensors, *, source: str) -> Iterator[tuple[str, np.n
     for name, array in tensors:
         values = np.ascontiguousarray(array, dtype=np.float32)
         # The sum of a finite array is almost always finite, and ten times cheaper to ask for than each number.
-        if not np.isfinite(values.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):
+            total = values.sum(dtype=np.float64)
+        if not np.isfinite(total):
             bad = int(values.size - np.count_nonzero(np.isfinite(values)))
             if bad:
                 raise TensorMismatchError(f"{source}: {name} holds {bad} numbers that are NaN or infinite")

@@ -1,0 +1,190 @@
+"""Saving: killed, out of space or refused, what was there before is still there, whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import oracle
+from gpt2 import checkpoints
+from gpt2.atomic import atomic_file, atomic_folder
+from gpt2.config import GPT2Config
+from gpt2.errors import CheckpointError
+
+CONFIG = GPT2Config(n_vocab=300, n_ctx=16, n_embd=32, n_head=2, n_layer=2)
+
+
+def constant(value: float) -> oracle.Arrays:
+    return {name: np.full_like(array, value) for name, array in oracle.random_tensors(CONFIG).items()}
+
+
+def held(path: Path) -> float:
+    """The value that every number of a saved model has."""
+    values = {float(v) for _, array in checkpoints.read(path)[1] for v in (array.min(), array.max())}
+    assert len(values) == 1
+    return values.pop()
+
+
+SAVER = """
+import itertools, sys
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from test_atomic import CONFIG, constant
+from gpt2 import checkpoints
+for value in itertools.count(1):
+    checkpoints.write(Path(sys.argv[1]), CONFIG, constant(value).items())
+    print(value, flush=True)
+"""
+
+
+def kill_rounds(path: Path, rounds: int) -> None:
+    rng = random.Random(1)
+    checkpoints.write(path, CONFIG, constant(0).items())
+    for _ in range(rounds):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(path), str(Path(__file__).parent), *filter(None, sys.path)],
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        time.sleep(rng.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        acknowledged = [1, *map(int, process.stdout.read().split())][-1]
+        process.wait()
+        assert held(path) in (acknowledged, acknowledged + 1)
+    checkpoints.write(path, CONFIG, constant(-1).items())
+    assert held(path) == -1
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "what killed savers left is cleaned up"
+
+
+def test_killed_at_any_moment_it_is_the_old_or_the_new(tmp_path: Path) -> None:
+    kill_rounds(tmp_path / "model", 8)
+
+
+@pytest.mark.slow
+def test_killed_two_hundred_times(tmp_path: Path) -> None:
+    kill_rounds(tmp_path / "model", 200)
+
+
+CALLS = ("fsync", "rename", "replace", "open", "mkdir")
+
+
+@contextlib.contextmanager
+def failing_call(monkeypatch: pytest.MonkeyPatch, number: int, code: int) -> Iterator[list[int]]:
+    """The numberth call to the system through `os` fails once; the list tells how many there were."""
+    count = [0]
+    with monkeypatch.context() as patch:
+        for name in CALLS:
+            original = getattr(os, name)
+
+            def call(*args: object, _original: object = original, **options: object) -> object:
+                count[0] += 1
+                if count[0] == number:
+                    raise OSError(code, os.strerror(code))
+                return _original(*args, **options)  # type: ignore[operator]
+
+            patch.setattr(os, name, call)
+        yield count
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_each_call_failing_in_turn_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    path = tmp_path / "model"
+    checkpoints.write(path, CONFIG, constant(1).items())
+    failures = 0
+    for number in range(1, 100):
+        with failing_call(monkeypatch, number, code) as count:
+            try:
+                checkpoints.write(path, CONFIG, constant(2).items())
+            except CheckpointError as error:
+                assert os.strerror(code) in str(error)
+                failures += 1
+        assert held(path) in ((1, 2) if count[0] >= number else (2,))
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+        if count[0] < number:
+            break
+    assert failures >= 5
+    assert held(path) == 2
+
+
+def test_full_disk_while_the_numbers_are_written(tmp_path: Path) -> None:
+    """A real limit: the process may not write files longer than 20 kB."""
+    path = tmp_path / "model"
+    checkpoints.write(path, CONFIG, constant(1).items())
+    code = f"""
+import resource, signal, sys
+sys.path[:0] = {[str(Path(__file__).parent), *filter(None, sys.path)]!r}
+from pathlib import Path
+from test_atomic import CONFIG, constant
+from gpt2 import checkpoints
+from gpt2.errors import CheckpointError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    checkpoints.write(Path({str(path)!r}), CONFIG, constant(2).items())
+except CheckpointError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "cannot be written: File too large" in done.stdout
+    assert held(path) == 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    checkpoints.write(path, CONFIG, constant(1).items())
+    (path / "thesis.txt").write_text("irreplaceable")
+    with pytest.raises(CheckpointError, match=r"expected no folder, an empty one or a model.*thesis.txt"):
+        checkpoints.write(path, CONFIG, constant(2).items())
+    assert (path / "thesis.txt").read_text() == "irreplaceable"
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(CheckpointError, match="found a file"):
+        checkpoints.write(file, CONFIG, constant(2).items())
+
+
+def test_an_empty_folder_and_missing_parents(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "a" / "b" / "c"):
+        checkpoints.write(path, CONFIG, constant(3).items())
+        assert held(path) == 3
+
+
+def test_one_format_replaces_another(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    checkpoints.write(path, CONFIG, constant(1).items(), format="huggingface")
+    checkpoints.write(path, CONFIG, constant(2).items())
+    assert checkpoints.detect(path) == "native"
+    assert not (path / "generation_config.json").exists()
+
+
+def test_an_exception_in_the_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "m", replaceable=lambda _: True) as new:
+        (new / "x").write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_atomic_file(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    with atomic_file(path) as new:
+        new.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as new:
+        new.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["f.json"]
