@@ -14,6 +14,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -36,6 +37,7 @@ HELD_OUT = ("lang-olive-fairy-book", "nesbit-book-of-dragons", "baum-glinda-of-o
 
 
 def main() -> None:
+    """Train, from the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stories", type=Path)
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -62,6 +64,7 @@ def main() -> None:
         precision="bfloat16",
         eval_every=arguments.eval_every,
     )
+    keras.utils.set_random_seed(config.seed)  # of the first weights; `train` sets it again for the rest
     network = GPT2(CONFIG, dtype="mixed_bfloat16")
 
     def on_log(entry: LogEntry) -> None:

@@ -270,6 +270,25 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+def codec_for(folder: str | Path, n_vocab: int) -> Codec | None:
+    """The vocabulary for a model: its folder's own, else GPT-2's where it fits, else None.
+
+    GPT-2's fits a network of its size, or one padded up to the next multiple of 128, as some train it.
+
+    Raises:
+        CodecError: the folder's vocabulary is broken, or has ids that the network does not.
+    """
+    codec = Codec.from_folder(folder)
+    if codec is not None and codec.n_vocab > n_vocab:
+        raise CodecError(f"{folder}: expected a vocabulary of at most n_vocab = {n_vocab}, got {codec.n_vocab}")
+    return codec or fitting_default(n_vocab)
+
+
+def fitting_default(n_vocab: int) -> Codec | None:
+    """GPT-2's own vocabulary if a network with `n_vocab` tokens can use it, else None."""
+    return default_codec() if 50257 <= n_vocab <= 50304 else None
+
+
 @functools.cache
 def default_codec() -> Codec:
     """GPT-2's own vocabulary, from the package."""
@@ -308,7 +327,7 @@ def decode_bytes(tokens: Iterable[int]) -> bytes:
 
 @functools.cache
 def _packaged_merges() -> str:
-    data = resources.files("gpt2").joinpath("assets", "vocab.bpe").read_bytes()
+    data = resources.files("gpt2").joinpath("assets").joinpath("vocab.bpe").read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if digest != VOCAB_BPE_SHA256:
         raise CodecError(f"the package's vocab.bpe is damaged: expected SHA-256 {VOCAB_BPE_SHA256}, got {digest}")

@@ -288,17 +288,17 @@ def _stream_group(engine: Engine, samples: list[_Sample], config: GenerationConf
             entry.finished = True
             yield Piece(entry.prompt_number, entry.number, "", (), None, None, "length")
         return
-    rows = list(range(len(samples)))  # the sample in each row of the cache
+    numbers = list(range(len(samples)))  # the sample in each row of the cache
     while True:
-        for row, number in enumerate(rows):
+        for row, number in enumerate(numbers):
             if not samples[number].finished:
                 yield samples[number].step(logits[row][-1])
-        live = [row for row, number in enumerate(rows) if not samples[number].finished]
+        live = [row for row, number in enumerate(numbers) if not samples[number].finished]
         if not live:
             return
-        if 2 * len(live) <= len(rows):  # half of the rows are idle: go on without them
-            cache, rows = cache.select(live), [rows[row] for row in live]
-        fed = [_next_ids(engine, cache, row, samples[number]) for row, number in enumerate(rows)]
+        if 2 * len(live) <= len(numbers):  # half of the rows are idle: go on without them
+            cache, numbers = cache.select(live), [numbers[row] for row in live]
+        fed = [_next_ids(engine, cache, row, samples[number]) for row, number in enumerate(numbers)]
         logits = engine.feed(cache, fed)
 
 

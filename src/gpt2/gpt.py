@@ -20,7 +20,7 @@ import numpy as np
 from gpt2 import checkpoints, store
 from gpt2.beams import beam_search
 from gpt2.checkpoints.names import checked_values
-from gpt2.codec import Codec, default_codec
+from gpt2.codec import Codec, codec_for, fitting_default
 from gpt2.config import SIZES, GenerationConfig, GPT2Config, TrainingConfig, size_name
 from gpt2.data.text import read_tokens
 from gpt2.engines.keras import KerasEngine
@@ -176,7 +176,9 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
     variables = network.tensors()
     for name, array in tensors:
         variables[name].assign(array)
-    return Model(network, _codec_of(path, config), name=store.BUNDLED if name_or_path is None else str(name_or_path))
+    return Model(
+        network, codec_for(path, config.n_vocab), name=store.BUNDLED if name_or_path is None else str(name_or_path)
+    )
 
 
 def new_model(config: GPT2Config | str, *, seed: int = 0, codec: Codec | None = None, name: str = "new") -> Model:
@@ -192,7 +194,7 @@ def new_model(config: GPT2Config | str, *, seed: int = 0, codec: Codec | None = 
 
     config = SIZES[size_name(config)] if isinstance(config, str) else config
     keras.utils.set_random_seed(seed)
-    return Model(GPT2(config), codec or _fitting_default(config), name=name)
+    return Model(GPT2(config), codec or fitting_default(config.n_vocab), name=name)
 
 
 def save_model(model: Model, path: str | os.PathLike[str], format: str = "native", *, dtype: str = "float32") -> Path:
@@ -272,23 +274,3 @@ def _tokens(data: Any, codec: Codec | None) -> np.ndarray:
     if codec is None:
         raise CodecError("training data: expected tokens, since this model has no vocabulary; got text files")
     return read_tokens([Path(data)] if isinstance(data, (str, os.PathLike)) else data, codec)
-
-
-def _codec_of(path: Path, config: GPT2Config) -> Codec | None:
-    """The folder's own vocabulary, else GPT-2's where it fits.
-
-    Raises:
-        CodecError: the folder's vocabulary has ids that the network does not.
-    """
-    codec = Codec.from_folder(path)
-    if codec is None:
-        return _fitting_default(config)
-    if codec.n_vocab > config.n_vocab:
-        raise CodecError(f"{path}: expected a vocabulary of at most n_vocab = {config.n_vocab}, got {codec.n_vocab}")
-    return codec
-
-
-def _fitting_default(config: GPT2Config) -> Codec | None:
-    """GPT-2's own vocabulary for a network of its size, or padded up to the next multiple of 128, as some train it."""
-    codec = default_codec()
-    return codec if codec.n_vocab <= config.n_vocab <= 50304 else None

@@ -54,8 +54,8 @@ class LayerNorm(keras.layers.Layer):
         mean = ops.mean(x32, axis=-1, keepdims=True)
         centred = x32 - mean
         variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
-        # Not by rsqrt, whose last bit depends on how many rows are in the batch (its vector and scalar forms differ). The
-        # maximum changes nothing; it keeps TensorFlow's graph optimiser from making an rsqrt of the quotient.
+        # Not by rsqrt, whose last bit depends on how many rows are in the batch (its vector and scalar forms differ).
+        # The maximum changes nothing; it keeps TensorFlow's graph optimiser from making an rsqrt of the quotient.
         deviation = ops.maximum(ops.sqrt(variance + LAYER_NORM_EPSILON), 1e-3)
         return ops.cast(centred / deviation * self.g + self.b, x.dtype)
 
@@ -193,7 +193,7 @@ class GPT2(keras.Model):
         self.config = config
         self.stddev = INIT_STDDEV if initialize else 0.0
         self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
-        self.blocks = [
+        self.blocks: list[Any] = [
             Block(config, dropout, self.stddev, name=f"h{n}", dtype=self.dtype_policy) for n in range(config.n_layer)
         ]
         self.ln_f = LayerNorm(name="ln_f", dtype=self.dtype_policy)
@@ -201,12 +201,13 @@ class GPT2(keras.Model):
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the variables."""
-        if self.built:
+        if getattr(self, "built", False):
             return
         V, C = self.config.n_vocab, self.config.n_embd
         self.wte = self.add_weight(shape=(V, C), initializer=_normal(self.stddev), name="wte")
         self.wpe = self.add_weight(shape=(self.config.n_ctx, C), initializer=_normal(self.stddev / 2), name="wpe")
-        for layer in (*self.blocks, self.ln_f):
+        layers: list[Any] = [*self.blocks, self.ln_f]
+        for layer in layers:
             layer.build((*input_shape, C))
         self.built = True
 

@@ -161,7 +161,7 @@ def top_log_probabilities(logits: np.ndarray, n: int) -> list[tuple[int, float]]
     [0, 2]
     """
     log_probabilities = log_softmax(logits)
-    tokens = _highest(_as_floats(logits), n) if n > 0 else []
+    tokens: Sequence[int] | np.ndarray = _highest(_as_floats(logits), n) if n > 0 else []
     return [(int(token), float(log_probabilities[token])) for token in tokens]
 
 

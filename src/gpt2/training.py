@@ -66,9 +66,10 @@ def train(
     """
     if keras.backend.backend() != "tensorflow":
         raise TrainingError(f"training: expected KERAS_BACKEND=tensorflow, got {keras.backend.backend()}")
-    B, T = config.batch_size, config.sequence_length or network.config.n_ctx
-    if T > network.config.n_ctx:
-        raise TrainingError(f"sequence_length: expected at most the model's n_ctx {network.config.n_ctx}, got {T}")
+    n_ctx = network.config.n_ctx
+    B, T = config.batch_size, config.sequence_length or n_ctx
+    if n_ctx < T:
+        raise TrainingError(f"sequence_length: expected at most the model's n_ctx {n_ctx}, got {T}")
     held_out = [] if valid_tokens is None else list(evaluation_batches(valid_tokens, B, T, config.eval_batches))
     keras.utils.set_random_seed(config.seed)
     optimizer = make_optimizer(network, config)

@@ -83,7 +83,7 @@ def open_checkpoint(folder: Path) -> Contents:
             "that is hidden in it. Convert it where you trust it, with transformers: "
             "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(folder, safe_serialization=True)"
         )
-    config = _read_config(folder / "config.json")
+    config = read_config(folder / "config.json")
     entries = _canonical(_entries(folder), folder)
     head = entries.pop("lm_head", None)
     check_shapes(config, {name: entry.shape for name, entry in entries.items()}, source=str(folder))
@@ -132,7 +132,12 @@ def write(
     _write_shards(folder, named, shapes, dtype, max_shard_bytes)
 
 
-def _read_config(path: Path) -> GPT2Config:
+def read_config(path: Path) -> GPT2Config:
+    """The shape in a `config.json`, if it is that of a GPT-2 and nothing else.
+
+    Raises:
+        CheckpointFormatError: another kind of model, or a setting that no GPT-2 has.
+    """
     if not path.is_file():
         raise CheckpointFormatError(f"{path}: expected the config of a Hugging Face model, found none")
     settings = read_object(path)

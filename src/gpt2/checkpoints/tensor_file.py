@@ -22,7 +22,11 @@ from gpt2.checkpoints.json_file import parse_object
 from gpt2.checkpoints.names import Tensors
 from gpt2.errors import CheckpointFormatError
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 DTYPE_CODES = {"float32": "F32", "float16": "F16"}
 """What can be written."""
 
@@ -120,4 +124,4 @@ def write_file(
                 stored = np.ascontiguousarray(array, dtype=_DTYPES[code])
             if dtype == "float16" and not np.isfinite(stored).all():
                 raise CheckpointFormatError(f"{path}: {name} holds numbers beyond float16 (65504); save it as float32")
-            file.write(memoryview(stored).cast("B"))
+            file.write(stored.data.cast("B"))

@@ -19,10 +19,10 @@ def convert(
     Numbers are not changed (float32 to float32 is bit for bit). Example: gpt2 convert 124M my-model --to huggingface
     """
     from gpt2 import checkpoints, store
-    from gpt2.codec import Codec, default_codec
+    from gpt2.codec import codec_for
 
     path = store.resolve(source)
     config, tensors = checkpoints.read(path)
-    codec = Codec.from_folder(path) or (default_codec() if config.n_vocab == default_codec().n_vocab else None)
+    codec = codec_for(path, config.n_vocab)
     checkpoints.write(target, config, tensors, format=to, codec=codec, dtype=dtype)
     typer.echo(f"{target}: {config.num_parameters:,} parameters in the {to} format")
