@@ -171,7 +171,7 @@ def _receive(
     response: Any, url: str, name: str, part: Path, start: int, total: int | None, limit: int, progress: Progress | None
 ) -> None:
     have = start
-    with part.open("ab") as file:
+    with part.open("ab", buffering=0) as file:  # what has come survives a kill
         while True:
             try:
                 chunk = response.read1(CHUNK)
