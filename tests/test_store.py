@@ -93,9 +93,8 @@ def test_a_link_in_the_store_is_not_followed(tmp_path: Path, home: Path) -> None
     assert (outside / "config.json").is_file()
 
 
-NAMES = st.text(max_size=80) | st.lists(st.sampled_from(["..", ".", "/", "\\", "a", "\0", "~", "%2e", "C:"])).map(
-    "".join
-)
+PARTS = ["..", ".", "/", "\\", "a", "\0", "~", "%2e", "C:"]
+NAMES = st.text(max_size=80) | st.lists(st.sampled_from(PARTS)).map("".join)
 
 
 @settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

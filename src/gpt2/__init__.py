@@ -8,6 +8,7 @@ used, so `import gpt2` costs nothing and `gpt2.encode` never imports TensorFlow.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from gpt2.gpt_core_v2 import query_model
 
 __version__ = "0.1.0"
+
+# TensorFlow's start-up chatter would drown what a command prints; whoever wants it sets the variable to 0.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _HOMES = {
     "decode": "gpt2.codec",

@@ -15,15 +15,18 @@ import functools
 import hashlib
 import itertools
 import json
+import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tiktoken
 
 from gpt2.errors import CodecError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 END_OF_TEXT = "<|endoftext|>"
 """The special token that stands between documents (50256 in GPT-2's vocabulary)."""
@@ -35,7 +38,8 @@ MAX_VOCABULARY_FILE = 64 * 1024 * 1024
 """Bytes; a larger vocabulary file is refused unread."""
 
 # How text is cut before merging: contractions, words, numbers, other signs, white space. A run of white space leaves
-# its last character to the word after it. Possessive (++) where giving back could not help: no backtracking.
+# its last character to the word after it. The pattern is part of the format; this is the form of OpenAI's that tiktoken
+# has under the name r50k, possessive (++) where giving back could not help, so that long runs cost no backtracking.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
 
@@ -167,6 +171,8 @@ class Codec:
 
     def encode_array(self, text: str, *, allowed_special: Collection[str] = ()) -> np.ndarray:
         """The tokens of a text as an array (N,): uint16 where the vocabulary fits, else uint32."""
+        import numpy as np  # here, since it takes longer to import than all the rest
+
         dtype = np.uint16 if self.n_vocab <= 2**16 else np.uint32
         array = self._encoding.encode_to_numpy(
             _checked_text(text), allowed_special=self._checked_special(allowed_special), disallowed_special=()
@@ -234,11 +240,11 @@ class Codec:
     def _checked_tokens(self, tokens: Iterable[int]) -> list[int]:
         checked: list[int] = []
         for token in tokens:
-            if isinstance(token, bool) or not isinstance(token, (int, np.integer)) or int(token) not in self._valid:
-                raise CodecError(
-                    f"tokens: expected integers of the vocabulary (0 to {self.n_vocab - 1}), got {token!r}"
-                )
-            checked.append(int(token))
+            number = -1 if isinstance(token, bool) or not hasattr(token, "__index__") else operator.index(token)
+            if number not in self._valid:
+                limit = self.n_vocab - 1
+                raise CodecError(f"tokens: expected integers of the vocabulary (0 to {limit}), got {token!r}")
+            checked.append(number)
         return checked
 
     def _checked_special(self, allowed: Collection[str]) -> set[str]:

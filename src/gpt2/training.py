@@ -90,16 +90,18 @@ def train(
     losses: list[float] = []
     started = time.monotonic()
     for step, (x, y) in enumerate(training_batches(tokens, B, T, config.seed), start=1):
+        logs = step % config.eval_every == 0 or step == config.steps
+        learning_rate = float(optimizer.learning_rate) if logs else 0.0  # of this step; after it, that of the next
         losses.append(float(update(tf.constant(x), tf.constant(y))))
         if not math.isfinite(losses[-1]):
             raise TrainingError(f"the loss is {losses[-1]} after step {step}; try a lower learning_rate")
-        if step % config.eval_every == 0 or step == config.steps:
+        if logs:
             entry = LogEntry(
                 step=step,
                 tokens=step * B * T,
                 loss=float(np.mean(losses)),
                 valid_loss=_mean_loss(measure, held_out) if held_out else None,
-                learning_rate=float(optimizer.learning_rate),
+                learning_rate=learning_rate,
                 seconds=time.monotonic() - started,
             )
             losses.clear()

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from gpt2.cli import codec, convert, doctor, download, generate, models
 from gpt2.errors import ConfigError, GPT2Error, PromptError
+
+# The parser's errors, which typer has in one place or another, by what it shows of them.
+UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
 app = typer.Typer(
     name="gpt2",
@@ -49,7 +51,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up chatter, before anything imports it
+    """What stands before the command; `main` looks at --debug itself."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = app(given, prog_name="gpt2", standalone_mode=False)
-    except click.ClickException as error:
+    except UsageError as error:
         _complain(error.format_message())
         status = 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("\n")
         status = 130
     except BrokenPipeError:  # `gpt2 ... | head`: whoever read has had enough
@@ -75,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if "--debug" in given:
             raise
         _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        status = 1
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        _complain(f"{type(error).__name__}: {error} (this is a bug; `gpt2 --debug` before the command shows where)")
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -67,7 +67,11 @@ def decode(
         if not re.fullmatch(r"[0-9]{1,10}", word):
             raise PromptError(f"tokens: expected token ids such as 15496 995, got {word[:40]!r}")
         ids.append(int(word))
-    sys.stdout.buffer.write(codec.decode_bytes(ids) + (b"\n" if sys.stdout.isatty() else b""))
+    try:
+        data = codec.decode_bytes(ids)
+    except CodecError as error:
+        raise PromptError(str(error)) from None
+    sys.stdout.buffer.write(data + (b"\n" if sys.stdout.isatty() else b""))
     sys.stdout.buffer.flush()
 
 
