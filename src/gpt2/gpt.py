@@ -144,7 +144,7 @@ class Model:
             return [[self.codec.end_of_text]]
         if isinstance(prompt, str):
             return [self._encode(prompt)]
-        items: list[Any] = list(prompt)
+        items: list[Any] = list(prompt) if isinstance(prompt, Iterable) else []
         if items and all(isinstance(item, str) for item in items):
             return [self._encode(text) for text in items]
         if not items or not all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):

@@ -1,0 +1,103 @@
+"""The versioned API: its contract, and what it does."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+from gpt2 import gpt_core_v2 as api
+from gpt2.config import TrainingConfig
+from gpt2.errors import CheckpointError, ConfigError, GPT2Error, ModelNameError
+
+CONTRACT = """
+API_VERSION = 2
+query_model(prompt: 'str | None' = None, *, model: 'str | None' = None, max_tokens: 'int' = 128, temperature: 'float' = 1.0, top_k: 'int' = 0, top_p: 'float' = 1.0, seed: 'int | None' = None, stop: 'str | list[str] | None' = None, **options: 'Any') -> 'str'
+stream_model(prompt: 'str | None' = None, *, model: 'str | None' = None, **options: 'Any') -> 'Iterator[str]'
+train_via_api(request: 'TrainRequest') -> 'TrainResponse'
+save_model_via_api(request: 'SaveRequest') -> 'SaveResponse'
+TrainRequest: training_files: tuple[str, ...], name: str, model: str | None, size: str | None, validation_files: tuple[str, ...], training: TrainingConfig
+TrainResponse: model: str, log: tuple[LogEntry, ...]
+SaveRequest: model: str, path: str, format: str, dtype: str
+SaveResponse: path: str, format: str, num_parameters: int
+"""  # noqa: E501
+
+
+def test_contract() -> None:
+    """What others have built on: a change here needs a gpt_core_v3.py, not a new snapshot."""
+    lines = [f"API_VERSION = {api.API_VERSION}"]
+    for function in (api.query_model, api.stream_model, api.train_via_api, api.save_model_via_api):
+        lines.append(f"{function.__name__}{inspect.signature(function)}")
+    for kind in (api.TrainRequest, api.TrainResponse, api.SaveRequest, api.SaveResponse):
+        lines.append(f"{kind.__name__}: " + ", ".join(f"{f.name}: {f.type}" for f in dataclasses.fields(kind)))
+    assert lines == CONTRACT.strip().splitlines()
+
+
+def test_query_is_repeatable_and_streamable() -> None:
+    settings = {"max_tokens": 12, "seed": 4, "temperature": 0.9, "top_k": 40}
+    text = api.query_model("Once upon a time", **settings)
+    assert text
+    assert text == api.query_model("Once upon a time", **settings)
+    assert text == "".join(api.stream_model("Once upon a time", **settings))
+    assert not text.startswith("Once")
+    assert api.query_model("Once upon a time", max_tokens=0) == ""
+
+
+def test_stop_and_options() -> None:
+    settings = {"max_tokens": 60, "seed": 4, "top_k": 40}
+    text = api.query_model("The king", **settings)
+    cut = api.query_model("The king", stop="e", **settings)
+    assert cut == text[: text.index("e")]
+    with pytest.raises(ConfigError, match="top_z: no such option"):
+        api.query_model("x", top_z=1)
+
+
+def test_models_are_named() -> None:
+    with pytest.raises(ModelNameError, match="got 'nobody'"):
+        api.query_model("x", model="nobody")
+
+
+def test_train_save_query(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("Mary had a little lamb whose fleece was white as snow. " * 40)
+    settings = TrainingConfig(
+        steps=6, batch_size=1, sequence_length=64, learning_rate=1e-3, warmup_steps=1, eval_every=3
+    )
+    done = api.train_via_api(api.TrainRequest((str(file),), "lamb", validation_files=(str(file),), training=settings))
+    assert done.model == "lamb"
+    assert [entry.step for entry in done.log] == [3, 6]
+    assert done.log[1].loss < done.log[0].loss
+    saved = api.save_model_via_api(api.SaveRequest("lamb", str(tmp_path / "lamb"), "huggingface"))
+    assert saved.format == "huggingface"
+    assert saved.num_parameters > 10_000_000
+    queries = [api.query_model("Mary had a", model=m, max_tokens=6, temperature=0) for m in ("lamb", saved.path)]
+    assert queries[0] == queries[1]
+
+
+def test_bad_requests(tmp_path: Path) -> None:
+    for request in (
+        api.TrainRequest(("x.txt",), ""),
+        api.TrainRequest(("x.txt",), "a/b"),
+        api.TrainRequest(("x.txt",), "a", model="bundled", size="124M"),
+    ):
+        with pytest.raises(ModelNameError):
+            api.train_via_api(request)
+    with pytest.raises(GPT2Error, match="x.txt"):
+        api.train_via_api(api.TrainRequest((str(tmp_path / "x.txt"),), "a"))
+    with pytest.raises(ConfigError, match="format: expected one of native"):
+        api.save_model_via_api(api.SaveRequest("bundled", str(tmp_path / "m"), "pickle"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="found a file"):
+        api.save_model_via_api(api.SaveRequest("bundled", str(tmp_path / "file")))
+
+
+def test_no_more_than_a_few_models_stay_loaded(tmp_path: Path) -> None:
+    from gpt2.config import GPT2Config
+    from gpt2.gpt import new_model, save_model
+
+    for n in range(api.MAX_LOADED + 1):
+        save_model(new_model(GPT2Config(n_vocab=50257, n_ctx=8, n_embd=2, n_head=1, n_layer=1)), tmp_path / str(n))
+        api.query_model("x", model=str(tmp_path / str(n)), max_tokens=1)
+    assert len(api._loaded) == api.MAX_LOADED
