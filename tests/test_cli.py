@@ -138,7 +138,7 @@ def test_interactive(tiny: str) -> None:
     [
         (["nope"], None, 2, "No such command"),
         (["generate", "--nope"], None, 2, "No such option"),
-        (["generate", "x", "-n", "many"], None, 2, "many"),
+        (["generate", "x", "-n", "many"], None, 2, "--max-tokens"),
         (["generate", "x", "--temperature", "-1"], None, 2, "temperature: expected a number from 0 to 100, got -1.0"),
         (["generate", "x", "--top-p", "nan"], None, 2, "top_p: expected a number from 0 to 1, got nan"),
         (["generate", ""], None, 2, "prompt: expected text, got an empty one"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import secrets
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -17,7 +18,7 @@ import platformdirs
 
 from gpt2.atomic import atomic_folder
 from gpt2.config import SIZE_ALIASES, SIZES
-from gpt2.errors import CheckpointNotFoundError, ModelNameError
+from gpt2.errors import CheckpointError, CheckpointNotFoundError, ModelNameError
 
 BUNDLED = "bundled"
 """The name of the model that the package brings along."""
@@ -30,7 +31,7 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt"
 def home() -> Path:
     """Where everything lives: `$GPT2_HOME`, else the platform's folder for application data."""
     given = os.environ.get("GPT2_HOME")
-    return Path(given).expanduser() if given else Path(platformdirs.user_data_path("gpt2"))
+    return Path(os.path.abspath(os.path.expanduser(given))) if given else Path(platformdirs.user_data_path("gpt2"))
 
 
 def models_folder() -> Path:
@@ -46,6 +47,8 @@ def bundled_path() -> Path:
 def folder_of(name: str) -> Path:
     """The folder that a name has in the store, whether it exists or not; never outside the store.
 
+    Another name of a released size, such as `small`, has the folder of `124M`.
+
     Raises:
         ModelNameError: not a name: letters, digits, `.`, `_` and `-`, up to 64, the first a letter or a digit.
     """
@@ -55,7 +58,7 @@ def folder_of(name: str) -> Path:
         )
     if name.lower() == BUNDLED or name.split(".")[0].lower() in _DEVICES:
         raise ModelNameError(f"name: {name!r} is reserved; choose another")
-    folder = models_folder() / name
+    folder = models_folder() / SIZE_ALIASES.get(name, name)
     if folder.is_symlink():
         raise ModelNameError(f"name: {folder} is a link; the store holds folders alone")
     return folder
@@ -75,16 +78,16 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
     if name_or_path is None or name_or_path == BUNDLED:
         return bundled_path()
     text = os.fspath(name_or_path)
+    if not text:  # as a path it would be the current folder
+        raise ModelNameError("model: expected a name or a folder, got an empty one")
     is_path = not isinstance(name_or_path, str) or text.startswith((".", "~")) or "/" in text or os.sep in text
-    if not is_path:
-        name = SIZE_ALIASES.get(text, text)
-        if _NAME.fullmatch(name) and folder_of(name).is_dir():
-            return folder_of(name)
-    path = Path(text).expanduser()
-    if path.exists():
+    if not is_path and _NAME.fullmatch(text) and folder_of(text).is_dir():
+        return folder_of(text)
+    path = Path(os.path.expanduser(text))
+    if os.path.exists(path):  # unlike Path.exists, it raises nothing for names that no file can have
         return path
     if is_path:
-        raise CheckpointNotFoundError(f"{path}: expected a model's folder, found nothing")
+        raise CheckpointNotFoundError(f"{text!r:.200}: expected a model's folder, found nothing")
     raise ModelNameError(_unknown(text))
 
 
@@ -93,24 +96,39 @@ def list_models() -> list[str]:
     folder = models_folder()
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _NAME.fullmatch(entry.name))
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.is_symlink() and _NAME.fullmatch(entry.name)
+    )
 
 
-def add(path: str | os.PathLike[str], name: str) -> Path:
+def add(path: str | os.PathLike[str], name: str | None = None, *, replace: bool = False) -> Path:
     """Copy a folder into the store, atomically.
+
+    Args:
+        path: a folder; whether it is a model is for the caller to check.
+        name: what to call it; None takes the folder's name.
+        replace: whether a model of that name may be replaced.
 
     Raises:
         ModelNameError: not a name, or it is taken.
         CheckpointError: there is nothing to copy, or it cannot be written.
     """
-    source, target = Path(path).expanduser(), folder_of(name)
+    source = Path(os.path.expanduser(path))
+    name = os.path.basename(os.path.abspath(source)) if name is None else name
+    target = folder_of(name)
+    if name in SIZE_ALIASES:
+        raise ModelNameError(f"name: {name!r} means the released size {SIZE_ALIASES[name]}; choose another")
     if not source.is_dir():
         raise CheckpointNotFoundError(
             f"{source}: expected a model's folder, found {'a file' if source.exists() else 'nothing'}"
         )
-    if target.exists():
-        raise ModelNameError(f"name: {name} is taken; remove it first (gpt2 models remove {name}) or choose another")
-    with atomic_folder(target, replaceable=lambda _: False) as new:
+    # Names that differ in case alone are one folder on some systems.
+    twin = next((other for other in list_models() if other.lower() == name.lower()), None)
+    if twin is not None and not (replace and twin == name):
+        raise ModelNameError(f"name: {twin} is taken; remove it first (gpt2 models remove {twin}) or choose another")
+    with atomic_folder(target, replaceable=lambda _: replace) as new:
         for entry in source.iterdir():
             if entry.is_file():
                 shutil.copy2(entry, new / entry.name)
@@ -122,14 +140,18 @@ def remove(name: str) -> None:
 
     Raises:
         ModelNameError: the store has none of that name.
+        CheckpointError: it cannot be removed.
     """
     target = folder_of(name)
     if not target.is_dir():
         raise ModelNameError(_unknown(name))
     # Renamed first: a name whose folder is half removed must not be found.
-    doomed = target.with_name(f".{name}.removed-{os.getpid()}")
-    target.rename(doomed)
-    shutil.rmtree(doomed)
+    doomed = target.with_name(f".{target.name}.removed-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        target.rename(doomed)
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be removed: {error.strerror or error}") from error
 
 
 def _unknown(name: str) -> str:

@@ -7,7 +7,10 @@ and `write(folder, ...)`, and stands in `FORMATS`; it is imported when it is use
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,10 @@ FORMATS = {
 
 DTYPES = ("float32", "float16")
 
+_WEIGHTS = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|model\.ckpt\.(index|data-\d{5}-of-\d{5})"
+)
+
 
 @dataclass(frozen=True)
 class Description:
@@ -52,14 +59,15 @@ def detect(path: str | Path) -> str:
         CheckpointFormatError: it is not a folder, or in none of the formats.
     """
     folder = Path(path)
-    if not folder.exists():
-        raise CheckpointNotFoundError(f"{folder}: expected a model's folder, found nothing")
-    if not folder.is_dir():
-        raise CheckpointFormatError(f"{folder}: expected a model's folder, found a file")
-    for name in FORMATS:
-        if _module(name).matches(folder):
-            return name
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+    with _reading(folder):
+        if not os.path.exists(folder):
+            raise CheckpointNotFoundError(f"{folder}: expected a model's folder, found nothing")
+        if not folder.is_dir():
+            raise CheckpointFormatError(f"{folder}: expected a model's folder, found a file")
+        for name in FORMATS:
+            if _module(name).matches(folder):
+                return name
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise CheckpointFormatError(
         f"{folder}: expected a model (config.json and model.safetensors, or hparams.json and model.ckpt.*), "
         f"found {found}"
@@ -76,20 +84,27 @@ def read(path: str | Path) -> tuple[GPT2Config, Iterator[tuple[str, np.ndarray]]
     Raises:
         CheckpointError: see `gpt2.errors`; also while the tensors are read.
     """
-    contents = _open(Path(path), detect(path))
-    return contents.config, _guarded(checked_values(contents.tensors(), source=str(path)), Path(path))
+    folder, format = Path(path), detect(path)
+    with _reading(folder):
+        contents: Contents = _module(format).open_checkpoint(folder)
+    return contents.config, _guarded(checked_values(contents.tensors(), source=str(folder)), folder)
 
 
-def describe(path: str | Path) -> Description:
-    """What a model is, from its headers. (The openai format is read whole, in a child process.)
+def describe(path: str | Path, *, quick: bool = False) -> Description:
+    """What a model is, from its headers, which are checked against its config as in `read`.
+
+    Args:
+        path: the folder.
+        quick: the openai format is otherwise read whole, in a child process, since it has check sums of its numbers;
+            this has the child read the index alone.
 
     Raises:
         CheckpointError: as `read`.
     """
-    folder = Path(path)
-    format = detect(folder)
-    contents = _open(folder, format)
-    size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
+    folder, format = Path(path), detect(path)
+    with _reading(folder):
+        contents: Contents = _module(format).open_checkpoint(folder, quick=quick)
+        size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
     return Description(format, contents.config, contents.dtype, size)
 
 
@@ -113,44 +128,49 @@ def write(
         dtype: `float32` or `float16`.
 
     Raises:
-        CheckpointError: it cannot be written; what was there before is untouched.
+        TensorMismatchError: a tensor is missing, too many, misshapen or not finite.
+        CheckpointError: it cannot be written. Whatever the error, what was there before is untouched.
     """
     if format not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     if dtype not in DTYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     module = _module(format)
+    finite = checked_values(tensors, source=f"writing {path}")
     with atomic_folder(Path(path), replaceable=_is_model) as folder:
-        module.write(folder, config, _in_order(config, tensors), codec, dtype)
+        module.write(folder, config, _in_order(config, finite), codec, dtype)
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(FORMATS[name])
 
 
-def _open(folder: Path, format: str) -> Contents:
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """What the system has against reading, as an error of ours."""
     try:
-        contents: Contents = _module(format).open_checkpoint(folder)
+        yield
     except OSError as error:
         if isinstance(error, GPT2Error):
             raise
         raise CheckpointFormatError(f"{folder}: cannot be read: {error.strerror or error}") from None
-    return contents
 
 
 def _guarded(tensors: Iterator[tuple[str, np.ndarray]], folder: Path) -> Iterator[tuple[str, np.ndarray]]:
-    try:
-        yield from tensors
-    except OSError as error:
-        raise CheckpointFormatError(f"{folder}: cannot be read: {error.strerror or error}") from None
+    while True:
+        with _reading(folder):  # around each step alone: what the consumer raises is not about reading
+            pair = next(tensors, None)
+        if pair is None:
+            return
+        yield pair
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder holds a model and nothing else, so that it may be replaced."""
+    """Whether a folder holds a model's files and nothing else, so that it may be replaced."""
     known = {file for format in FORMATS for file in _module(format).FILES}
-    names = {entry.name for entry in folder.iterdir()}
-    return bool(names) and all(
-        name in known or (name.startswith("model-") and name.endswith(".safetensors")) for name in names
+    entries = list(folder.iterdir())
+    return any(_WEIGHTS.fullmatch(entry.name) for entry in entries) and all(
+        entry.is_file() and (entry.name in known or _WEIGHTS.fullmatch(entry.name)) for entry in entries
     )
 
 

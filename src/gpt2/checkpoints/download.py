@@ -14,10 +14,10 @@ import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gpt2 import store
+from gpt2 import checkpoints, store
 from gpt2.atomic import atomic_file, atomic_folder
 from gpt2.checkpoints import huggingface, json_file, openai, tensor_file
 from gpt2.checkpoints.transfer import Done, Progress, Settings, check_url, fetch, sha256_of
@@ -111,7 +111,7 @@ def download(
     """
     target = store.folder_of(spec.name)
     pins = _checked_pins(sha256 or {}, spec)
-    if target.is_dir() and not force:
+    if not force and is_here(spec):
         return target
     parts = store.home() / "downloads" / f"{spec.name}-{spec.source}"
     try:
@@ -120,8 +120,9 @@ def download(
     except OSError as error:
         raise DownloadError(f"{parts}: cannot be written: {error.strerror}") from error
     with _lock(parts):
-        if target.is_dir() and not force:  # another process brought it while this one waited
+        if not force and is_here(spec):  # another process brought it while this one waited
             return target
+        known = {} if accept_new_hashes else _remembered(spec)
         hashes = {}
         for name, limit in spec.files.items():
             path = parts / name
@@ -132,40 +133,83 @@ def download(
                 done = fetch(url, path, limit=limit, settings=settings or Settings(), progress=progress)
             try:
                 check_file(done.path, spec)
-                _check_hash(done, pins.get(name) or (None if accept_new_hashes else _remembered(spec).get(name)))
+                _check_hash(done, pins.get(name), known.get(name))
             except IntegrityError:
                 done.path.unlink(missing_ok=True)
                 raise
             hashes[name] = done.sha256
-        _put_in_place(parts, target, spec, link=True)
+        try:
+            with _new_model(target) as new:
+                for name in spec.files:
+                    _link(parts / name, new / name)
+                _check_model(new, spec)
+        except IntegrityError:
+            _forget(parts, spec)
+            raise
         _remember(spec, hashes)
-        for name in spec.files:
-            (parts / name).unlink(missing_ok=True)
+        _forget(parts, spec)
     return target
 
 
-def import_folder(folder: Path, spec: Spec, *, sha256: Mapping[str, str] | None = None) -> Path:
-    """Bring in the files of a released model that are already at hand; they are checked as a download is.
+def is_here(spec: Spec) -> bool:
+    """Whether the store has all files of that model, from either source.
 
     Raises:
-        DownloadError: a file is missing.
+        DownloadError: there is something else under that name, or a file of it is missing.
+    """
+    target = store.folder_of(spec.name)
+    if not target.is_dir():
+        return False
+    missing = {
+        source: [name for name in replace(spec, source=source).files if not (target / name).is_file()]
+        for source in SOURCES
+    }
+    if all(missing.values()):
+        raise DownloadError(
+            f"{target}: is there, but without {', '.join(missing[spec.source])}; download it again with --force, or "
+            f"remove it (gpt2 models remove {spec.name})"
+        )
+    return True
+
+
+def import_folder(
+    folder: Path,
+    spec: Spec,
+    *,
+    sha256: Mapping[str, str] | None = None,
+    accept_new_hashes: bool = False,
+    force: bool = False,
+) -> Path:
+    """Bring in the files of a released model that are already at hand; they are checked as a download is.
+
+    Args:
+        folder: where the files are; they are copied.
+        spec: from `released`.
+        sha256: file -> hexadecimal hash that it must have.
+        accept_new_hashes: forget the hashes remembered from an earlier download.
+        force: replace the model if it is there.
+
+    Raises:
+        DownloadError: a file is missing, the model is there already, or the disk failed.
         IntegrityError: a file is not what it must be.
-        ModelNameError: the store has a model of that name already.
     """
     pins = _checked_pins(sha256 or {}, spec)
     missing = [name for name in spec.files if not (folder / name).is_file()]
     if missing:
         raise DownloadError(f"{folder}: expected {', '.join(spec.files)}; missing {', '.join(missing)}")
-    hashes = {}
-    for name in spec.files:
-        done = Done(folder / name, sha256_of(folder / name), (folder / name).stat().st_size)
-        check_file(done.path, spec)
-        _check_hash(done, pins.get(name) or _remembered(spec).get(name))
-        hashes[name] = done.sha256
     target = store.folder_of(spec.name)
-    if target.exists():
-        raise DownloadError(f"{target}: is there already; remove it first (gpt2 models remove {spec.name})")
-    _put_in_place(folder, target, spec, link=False)
+    if target.exists() and not force:
+        raise DownloadError(f"{target}: is there already; replace it with --force")
+    known = {} if accept_new_hashes else _remembered(spec)
+    hashes = {}
+    with _new_model(target) as new:
+        for name in spec.files:  # what is checked is the copy: the original may change meanwhile
+            shutil.copyfile(folder / name, new / name)
+            done = Done(new / name, sha256_of(new / name), (new / name).stat().st_size)
+            check_file(done.path, spec)
+            _check_hash(done, pins.get(name), known.get(name))
+            hashes[name] = done.sha256
+        _check_model(new, spec)
     _remember(spec, hashes)
     return target
 
@@ -196,6 +240,8 @@ def check_file(path: Path, spec: Spec) -> None:
         raise IntegrityError(f"{name}: expected {_kind(name)}, got {head[:20]!r}")
     if name == "model.ckpt.index" and _tail(path) != _TABLE_MAGIC:
         raise IntegrityError(f"{name}: expected {_kind(name)}, got {size:,} bytes that end otherwise")
+    if name == "checkpoint" and not head.startswith(b"model_checkpoint_path:"):
+        raise IntegrityError(f"{name}: expected {_kind(name)}, got {head[:20]!r}")
     if name.startswith("model.ckpt.data") and size < 4 * spec.config.num_parameters:
         raise IntegrityError(f"{name}: expected {4 * spec.config.num_parameters:,} bytes for {spec.name}, got {size:,}")
 
@@ -206,6 +252,8 @@ def _kind(name: str) -> str:
         ".safetensors": "a safetensors file",
         ".index": "a TensorFlow checkpoint's index",
     }
+    if name == "checkpoint":
+        return "the name of a TensorFlow checkpoint"
     return kinds.get(Path(name).suffix, "merges" if name in ("vocab.bpe", "merges.txt") else "a checkpoint's data")
 
 
@@ -234,30 +282,50 @@ def _checked_pins(pins: Mapping[str, str], spec: Spec) -> dict[str, str]:
     }
 
 
-def _check_hash(done: Done, expected: str | None) -> None:
+def _check_hash(done: Done, pinned: str | None, known: str | None) -> None:
+    """Compare with the hash that is given, or else with the one of an earlier download."""
+    expected, hint = pinned or known, ""
+    if pinned is None:
+        hint = " as in an earlier download; if it was replaced on purpose, say so with --accept-new-hashes"
     if expected is not None and done.sha256 != expected:
-        raise IntegrityError(
-            f"{done.path.name}: expected the SHA-256 {expected}, got {done.sha256}; if the file was replaced on "
-            "purpose, say so with --sha256 or --accept-new-hashes"
-        )
+        raise IntegrityError(f"{done.path.name}: expected the SHA-256 {expected}, got {done.sha256}{hint}")
 
 
-def _put_in_place(source: Path, target: Path, spec: Spec, *, link: bool) -> None:
-    """Make the model's folder from checked files; it appears whole or not at all."""
+@contextlib.contextmanager
+def _new_model(target: Path) -> Iterator[Path]:
+    """An empty folder that becomes the model's when the block ends well: it appears whole or not at all."""
     ours = {*openai.FILES, *huggingface.FILES}
-    with atomic_folder(target, replaceable=lambda old: {entry.name for entry in old.iterdir()} <= ours) as new:
-        for name in spec.files:
-            if not (link and _linked(source / name, new / name)):
-                shutil.copyfile(source / name, new / name)
+    try:
+        with atomic_folder(target, replaceable=lambda old: {entry.name for entry in old.iterdir()} <= ours) as new:
+            yield new
+    except CheckpointError as error:
+        raise DownloadError(str(error)) from error
 
 
-def _linked(source: Path, target: Path) -> bool:
+def _link(source: Path, target: Path) -> None:
     """A second name for a file, where the file system has that: nothing is copied, and a kill loses nothing."""
     try:
         os.link(source, target)
     except OSError:
-        return False
-    return True
+        shutil.copyfile(source, target)
+
+
+def _check_model(folder: Path, spec: Spec) -> None:
+    """Whether the files together are a model of the right shape: every tensor there, none too many.
+
+    Raises:
+        IntegrityError: they are not.
+    """
+    try:
+        _check_config(checkpoints.describe(folder).config, spec)
+    except (CheckpointError, ConfigError) as error:
+        message = str(error).replace(str(folder), spec.name)
+        raise IntegrityError(f"{spec.name}: the files do not make the model: {message}") from None
+
+
+def _forget(parts: Path, spec: Spec) -> None:
+    for name in spec.files:
+        (parts / name).unlink(missing_ok=True)
 
 
 def _hashes_path() -> Path:
@@ -273,10 +341,11 @@ def _remembered(spec: Spec) -> dict[str, str]:
 
 def _remember(spec: Spec, hashes: Mapping[str, str]) -> None:
     path = _hashes_path()
-    known = json_file.read_object(path) if path.is_file() else {}
-    known[f"{spec.name}/{spec.source}"] = dict(hashes)
-    with atomic_file(path) as new:
-        new.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    with _lock(store.home()):  # two models may be done at once; neither's hashes may get lost
+        known = json_file.read_object(path) if path.is_file() else {}
+        known[f"{spec.name}/{spec.source}"] = dict(hashes)
+        with atomic_file(path) as new:
+            new.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_space(folder: Path, spec: Spec) -> None:

@@ -74,8 +74,8 @@ def matches(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _REFUSED)
 
 
-def open_checkpoint(folder: Path) -> Contents:
-    """Read the headers and compare them with the config."""
+def open_checkpoint(folder: Path, *, quick: bool = True) -> Contents:
+    """Read the headers and compare them with the config, which is always quick."""
     refused = [name for name in _REFUSED if (folder / name).is_file()]
     if refused and not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         raise CheckpointFormatError(
@@ -176,7 +176,7 @@ def _entries(folder: Path) -> dict[str, Entry]:
     missing = [name for name, place in places.items() if name not in shards[place]]
     if missing:
         raise TensorMismatchError(
-            f"{index}: {missing[0]} is not in {places[missing[0]]}, nor are {len(missing) - 1} more"
+            f"{index}: {missing[0][:80]!r} is not in {places[missing[0]]}, nor are {len(missing) - 1} more"
         )
     return {name: shards[place][name] for name, place in places.items()}
 

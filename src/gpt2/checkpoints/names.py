@@ -57,7 +57,7 @@ def check_shapes(config: GPT2Config, found: Mapping[str, tuple[int, ...]], *, so
     """
     expected = expected_shapes(config)
     problems = [f"missing {name} {list(shape)}" for name, shape in expected.items() if name not in found]
-    problems += [f"unexpected {name} {list(shape)}" for name, shape in found.items() if name not in expected]
+    problems += [f"unexpected {_shown(name)} {list(shape)}" for name, shape in found.items() if name not in expected]
     problems += [
         f"{name}: expected shape {list(shape)}, got {list(found[name])}"
         for name, shape in expected.items()
@@ -66,6 +66,11 @@ def check_shapes(config: GPT2Config, found: Mapping[str, tuple[int, ...]], *, so
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise TensorMismatchError(f"{source}: the tensors do not fit the config: " + "; ".join(shown))
+
+
+def _shown(name: str) -> str:
+    """A name from a file, which may be endless or full of control characters, as a message can hold it."""
+    return name if len(name) <= 80 and name.isprintable() else f"{name[:80]!r}"
 
 
 def checked_values(tensors: Tensors, *, source: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -27,8 +27,8 @@ def matches(folder: Path) -> bool:
     return path.is_file() and read_object(path).get("format") == FORMAT
 
 
-def open_checkpoint(folder: Path) -> Contents:
-    """Read the headers and compare them with the config."""
+def open_checkpoint(folder: Path, *, quick: bool = True) -> Contents:
+    """Read the headers and compare them with the config, which is always quick."""
     path = folder / "config.json"
     settings = read_object(path)
     if settings.get("version") != VERSION:

@@ -2,14 +2,19 @@
 
 TensorFlow reads and writes it, as raw tensors by name; the graph in `model.ckpt.meta` is never looked at, and not
 written, since restoring does not need it. A damaged index can end the whole process that reads it (TensorFlow issue
-86916), so a checkpoint is first read from end to end in a child process, which costs one more start of TensorFlow.
+86916), so a checkpoint is first read from end to end in a child process, one tensor at a time; that costs one more
+start of TensorFlow and one more pass over the file.
+
+The file `checkpoint` may name another prefix than `model.ckpt`, as those who went on training the released models do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,6 +36,8 @@ FILES = (
 )
 _CONVOLUTIONS = ("attn/c_attn/w", "attn/c_proj/w", "mlp/c_fc/w", "mlp/c_proj/w")
 PROBE_SECONDS = 1800.0
+PROBE_BYTES = 2 * 1024**3
+"""What the child may allocate besides the size of the checkpoint itself."""
 
 
 def matches(folder: Path) -> bool:
@@ -38,26 +45,32 @@ def matches(folder: Path) -> bool:
     return (folder / "hparams.json").is_file() or (folder / f"{PREFIX}.index").is_file()
 
 
-def open_checkpoint(folder: Path) -> Contents:
-    """Read the whole checkpoint in a child process, and compare what it holds with the config."""
-    config = GPT2Config.from_dict(read_object(folder / "hparams.json"), source=str(folder / "hparams.json"))
-    prefix = folder / PREFIX
-    for end in ("index", "data-00000-of-00001"):
-        if not (folder / f"{PREFIX}.{end}").is_file():
-            raise CheckpointFormatError(f"{folder}: expected {PREFIX}.{end}, found none")
-    found = _probe(prefix)
-    shapes = {}
-    for name, shape in found.items():
-        canonical = name.removeprefix("model/")
-        squeezed = shape[1:] if canonical.endswith(_CONVOLUTIONS) and shape[:1] == [1] else shape
-        shapes[canonical] = tuple(squeezed)
-    check_shapes(config, shapes, source=str(folder))
+def open_checkpoint(folder: Path, *, quick: bool = False) -> Contents:
+    """Read the checkpoint in a child process, the numbers too unless `quick`, and compare it with the config."""
+    path = folder / "hparams.json"
+    if not path.is_file():
+        raise CheckpointFormatError(f"{folder}: expected hparams.json beside the checkpoint, found none")
+    config = GPT2Config.from_dict(read_object(path), source=str(path))
+    prefix = _prefix(folder)
+    found = _probe(prefix, quick=quick)
     names = {name.removeprefix("model/"): name for name in found}
+    if len(names) != len(found):
+        raise CheckpointFormatError(f"{prefix}: expected every name to begin with model/, got one with and without")
+    shapes = {}
+    for canonical, name in names.items():
+        shape = tuple(found[name])
+        is_convolution = canonical.endswith(_CONVOLUTIONS) and len(shape) == 3 and shape[0] == 1
+        shapes[canonical] = shape[1:] if is_convolution else shape
+    check_shapes(config, shapes, source=str(folder))
     return Contents(config, "float32", lambda: _stream(prefix, names, expected_shapes(config)))
 
 
 def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | None, dtype: str) -> None:
-    """Fill an empty folder. TensorFlow wants all tensors at once, so this needs them in memory."""
+    """Fill an empty folder. TensorFlow wants all tensors at once, so this needs them in memory.
+
+    Raises:
+        OSError: the disk is full or has failed.
+    """
     if dtype != "float32":
         raise CheckpointFormatError(f"dtype: expected float32, which this format always has, got {dtype}")
     import tensorflow as tf
@@ -66,9 +79,12 @@ def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | Non
     for name, array in tensors:
         names.append(f"model/{name}")
         values.append(tf.constant(array[None] if name.endswith(_CONVOLUTIONS) else array))
-    tf.raw_ops.SaveV2(
-        prefix=str(folder / PREFIX), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values
-    )
+    try:
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / PREFIX), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values
+        )
+    except tf.errors.OpError as error:  # a full disk, for one
+        raise OSError(_in_one_line(error.message)) from None
     state = f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n'
     (folder / "checkpoint").write_text(state, encoding="utf-8")
     (folder / "hparams.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -77,25 +93,64 @@ def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | Non
             (folder / name).write_bytes(data)
 
 
+def _prefix(folder: Path) -> Path:
+    """What the checkpoint's files begin with: as the file `checkpoint` says, else `model.ckpt`.
+
+    Raises:
+        CheckpointFormatError: the index or the data is not there.
+    """
+    prefix = folder / PREFIX
+    state = folder / "checkpoint"
+    if state.is_file():
+        with state.open("rb") as file:
+            said = re.search(rb'^model_checkpoint_path: "([^"\n]*)"', file.read(4096), re.MULTILINE)
+        # Its last part alone: the rest is the path that it had where it was made, or leads out of the folder.
+        name = re.split(r"[/\\]", said[1].decode("utf-8", "replace"))[-1] if said else ""
+        if re.fullmatch(r"[\w.-]+", name) and (folder / f"{name}.index").is_file():
+            prefix = folder / name
+    if not (folder / f"{prefix.name}.index").is_file():
+        raise CheckpointFormatError(f"{folder}: expected {prefix.name}.index, found none")
+    if not _data_files(prefix):
+        raise CheckpointFormatError(f"{folder}: expected {prefix.name}.data-00000-of-00001, found none")
+    return prefix
+
+
+def _data_files(prefix: Path) -> list[Path]:
+    pattern = re.compile(re.escape(prefix.name) + r"\.data-\d{5}-of-\d{5}")
+    return [entry for entry in prefix.parent.iterdir() if pattern.fullmatch(entry.name) and entry.is_file()]
+
+
 def _stream(
     prefix: Path, names: dict[str, str], shapes: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, np.ndarray]]:
     import tensorflow as tf
 
-    reader = tf.train.load_checkpoint(str(prefix))
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise CheckpointFormatError(f"{prefix}: cannot be read: {_in_one_line(str(error))}") from None
     for canonical, shape in shapes.items():
-        yield canonical, reader.get_tensor(names[canonical]).reshape(shape)
+        try:
+            array = reader.get_tensor(names[canonical]).reshape(shape)
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:  # it has changed since the child read it
+            raise CheckpointFormatError(f"{prefix}: {canonical}: {_in_one_line(str(error))}") from None
+        yield canonical, array
 
 
-def _probe(prefix: Path) -> dict[str, list[int]]:
-    """Names and shapes in a checkpoint that a child process has read from end to end.
+def _in_one_line(message: str) -> str:
+    return " ".join(message.split())[:500]
+
+
+def _probe(prefix: Path, *, quick: bool) -> dict[str, list[int]]:
+    """Names and shapes in a checkpoint that a child process has read, its numbers too unless `quick`.
 
     Raises:
         CheckpointFormatError: the child could not read it, or did not live to tell.
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-c", "from gpt2.checkpoints.openai import probe_main; probe_main()", str(prefix)]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    code = "from gpt2.checkpoints.openai import probe_main; probe_main()"
+    command = [sys.executable, "-c", code, str(prefix), "quick" if quick else "whole"]
     try:
         done = subprocess.run(
             command, capture_output=True, check=False, env=environment, timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL
@@ -113,25 +168,39 @@ def _probe(prefix: Path) -> dict[str, list[int]]:
 
 
 def probe_main() -> None:
-    """In the child: read every tensor, print the shapes as JSON, or what is wrong."""
-    prefix = Path(sys.argv[1])
+    """In the child: read the index, and every tensor if asked; print the shapes as JSON, or what is wrong."""
+    prefix, extent = Path(sys.argv[1]), sys.argv[2]
     try:
         import tensorflow as tf
 
+        held = sum(path.stat().st_size for path in _data_files(prefix))
+        _limit_memory(held + PROBE_BYTES)
         reader = tf.train.load_checkpoint(str(prefix))
         types = reader.get_variable_to_dtype_map()
         shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
         wrong = next((name for name, dtype in types.items() if dtype != tf.float32), None)
         if wrong is not None:
-            raise ValueError(f"expected float32 tensors, got {types[wrong].name} in {wrong}")
-        # What an index claims is not believed before the data file is large enough to hold it.
+            raise ValueError(f"expected float32 tensors, got {types[wrong].name} in {wrong[:80]!r}")
+        # What an index claims is not believed before the data files are large enough to hold it.
         claimed = 4 * sum(math.prod(shape) for shape in shapes.values())
-        held = prefix.with_name(f"{prefix.name}.data-00000-of-00001").stat().st_size
         if claimed > held:
-            raise ValueError(f"the index speaks of {claimed:,} bytes, the data file has {held:,}")
-        for name in shapes:
-            reader.get_tensor(name)
+            raise ValueError(f"the index speaks of {claimed:,} bytes, the data has {held:,}")
+        if extent == "whole":
+            for name in shapes:
+                reader.get_tensor(name)
         answer: dict[str, object] = {"shapes": shapes}
     except Exception as error:
-        answer = {"error": " ".join(str(error).split())[:500]}
+        answer = {"error": _in_one_line(str(error))}
     sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
+def _limit_memory(size: int) -> None:
+    """Let this process allocate so many bytes more than it has already; only Linux counts them."""
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
+        import resource
+
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        used = re.search(r"^VmData:\s+(\d+) kB", status, re.MULTILINE)
+        if used:
+            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (int(used[1]) * 1024 + size, hard))

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from gpt2.checkpoints.json_file import parse_object
+from gpt2.checkpoints.json_file import MAX_BYTES, parse_object
 from gpt2.checkpoints.names import Tensors
 from gpt2.errors import CheckpointFormatError
 
@@ -64,10 +64,14 @@ def read_header(path: Path) -> dict[str, Entry]:
         CheckpointFormatError: not a sound safetensors file.
     """
     try:
-        with safe_open(path, framework="np"):  # the library's checks: lengths, overlaps, types, holes
-            pass
+        if not path.is_file():  # a pipe would never end
+            raise CheckpointFormatError(f"{path}: expected a safetensors file, found {_kind(path)}")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            if length > MAX_BYTES:
+                raise CheckpointFormatError(f"{path}: expected a header of up to {MAX_BYTES:,} bytes, got {length:,}")
+            with safe_open(path, framework="np"):  # the library's checks: lengths, overlaps, types, holes
+                pass
             header = parse_object(file.read(length), f"{path}: header")
     except SafetensorError as error:
         raise CheckpointFormatError(f"{path}: expected a safetensors file: {str(error)[:200]}") from None
@@ -78,6 +82,10 @@ def read_header(path: Path) -> dict[str, Entry]:
         name: Entry(path, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in header.items()
     }
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "no file" if path.exists() else "nothing"
 
 
 def stream(entries: Mapping[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
@@ -123,5 +131,6 @@ def write_file(
             with np.errstate(over="ignore"):
                 stored = np.ascontiguousarray(array, dtype=_DTYPES[code])
             if dtype == "float16" and not np.isfinite(stored).all():
-                raise CheckpointFormatError(f"{path}: {name} holds numbers beyond float16 (65504); save it as float32")
+                message = f"{name} holds numbers beyond float16 (65504); save it as float32"
+                raise CheckpointFormatError(f"{path.name}: {message}")
             file.write(stored.data.cast("B"))

@@ -26,7 +26,7 @@ def download(
     accept_new_hashes: Annotated[
         bool, typer.Option("--accept-new-hashes", help="Forget the hashes remembered from an earlier download.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Download again although the model is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Bring it again although the model is there.")] = False,
 ) -> None:
     """Bring a released GPT-2 into the store; stopped, it goes on where it was.
 
@@ -35,6 +35,7 @@ def download(
 
     Examples: gpt2 download 124M; gpt2 download xl --from huggingface; gpt2 download 124M --from-folder ~/models/124M
     """
+    from gpt2 import store
     from gpt2.checkpoints import download as downloads
 
     pins = {}
@@ -45,7 +46,12 @@ def download(
         pins[name] = value
     spec = downloads.released(size, source=source, base_url=base_url)
     if from_folder is not None:
-        path = downloads.import_folder(from_folder.expanduser(), spec, sha256=pins)
+        path = downloads.import_folder(
+            from_folder.expanduser(), spec, sha256=pins, accept_new_hashes=accept_new_hashes, force=force
+        )
+    elif not force and downloads.is_here(spec):
+        typer.echo(f"{spec.name}: is here already, in {store.folder_of(spec.name)} (--force downloads it again)")
+        return
     else:
         with _Bars() as bars:
             path = downloads.download(

@@ -64,9 +64,8 @@ def add(
     from gpt2 import checkpoints, store
 
     found = checkpoints.describe(path.expanduser())
-    name = name or path.expanduser().resolve().name
-    store.add(path, name)
-    typer.echo(f"{name}: {found.config.num_parameters:,} parameters, {found.format} format")
+    added = store.add(path, name)
+    typer.echo(f"{added.name}: {found.config.num_parameters:,} parameters, {found.format} format")
 
 
 @models_app.command("remove")
@@ -89,7 +88,7 @@ def _facts(name: str) -> dict[str, Any]:
     from gpt2.errors import GPT2Error
 
     try:
-        found = checkpoints.describe(store.resolve(name))
+        found = checkpoints.describe(store.resolve(name), quick=True)
     except GPT2Error as error:
         return {"name": name, "error": str(error)}
     return {
