@@ -132,6 +132,7 @@ np.savez(sys.argv[1], whole=engine.logits(ids), step=np.stack(engine.feed(cache,
 """
 
 
+@pytest.mark.reference
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed (pip install .[jax])")
 def test_equal_logits_with_jax(tmp_path: Path) -> None:
     from gpt2.engines.keras import KerasEngine

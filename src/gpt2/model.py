@@ -16,6 +16,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from gpt2 import shared_memory
 from gpt2.config import GPT2Config
 
 LAYER_NORM_EPSILON = 1e-5
@@ -34,9 +35,17 @@ def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1.0 + ops.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
+class Untouched(keras.initializers.Initializer):
+    """Zeros that take no memory until the variable is assigned, so a model that is loaded is never there twice."""
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Tensor:
+        """A tensor of zeros."""
+        return ops.cast(shared_memory.as_tensor(shared_memory.zeros(tuple(shape))), dtype or "float32")
+
+
 def _normal(stddev: float) -> keras.initializers.Initializer:
-    """N(0, stddev); zeros for stddev 0, without the cost of drawing."""
-    return keras.initializers.RandomNormal(stddev=stddev) if stddev else keras.initializers.Zeros()
+    """N(0, stddev), or for stddev 0 what costs nothing."""
+    return keras.initializers.RandomNormal(stddev=stddev) if stddev else Untouched()
 
 
 class LayerNorm(keras.layers.Layer):

@@ -7,7 +7,6 @@ kernels below round differently for another number of rows, the number is kept t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from gpt2.config import GPT2Config
 from gpt2.engines import Cache
 from gpt2.errors import ContextLengthError, PromptError
 from gpt2.model import GPT2
+from gpt2.shared_memory import as_tensor, zeros
 
 
 class KVCache:
@@ -33,9 +33,10 @@ class KVCache:
         self.lengths = np.zeros(rows, np.int32)
         self.capacity = max(2, 1 << (rows - 1).bit_length())
         shape = (self.capacity, config.n_head, config.n_ctx, config.head_size)
-        # Zeros, not whatever is in memory: unused positions get weight 0, and 0 * NaN would be NaN.
-        self.layers = [(_aligned_zeros(shape), _aligned_zeros(shape)) for _ in range(config.n_layer)]
-        self.tensors = [(_shared(keys), _shared(values)) for keys, values in self.layers]
+        # Zeros, not whatever is in memory: unused positions get weight 0, and 0 * NaN would be NaN. Shared with the
+        # backend, since copying a cache would double the time of a step.
+        self.layers = [(zeros(shape), zeros(shape)) for _ in range(config.n_layer)]
+        self.tensors = [(as_tensor(keys), as_tensor(values)) for keys, values in self.layers]
 
     def select(self, rows: Sequence[int]) -> KVCache:
         """A new cache with these rows, in this order."""
@@ -178,23 +179,6 @@ def _compiled(function: Callable[..., Any], *signature: Any) -> Callable[..., An
         return type(value)(spec(part) for part in value)
 
     return tf.function(function, input_signature=[spec(s) for s in signature] or None, autograph=False)
-
-
-def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros that begin at a multiple of 64 bytes, as TensorFlow asks of memory that it shares."""
-    size = math.prod(shape) * 4
-    memory = np.zeros(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(np.float32).reshape(shape)
-
-
-def _shared(array: np.ndarray) -> Any:
-    """A tensor that is a view of an array's memory, where the backend can: copying a cache would double a step."""
-    if keras.backend.backend() != "tensorflow":
-        return array
-    import tensorflow as tf
-
-    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _array(tensor: Any) -> np.ndarray:
