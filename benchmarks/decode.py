@@ -46,7 +46,9 @@ def make_peer():  # type: ignore[no-untyped-def]
         past = network(ids, use_cache=True).past_key_values
         started = time.perf_counter()
         for _ in range(STEPS):
-            past = network(torch.ones((rows, 1), dtype=torch.long), past_key_values=past, use_cache=True).past_key_values
+            past = network(
+                torch.ones((rows, 1), dtype=torch.long), past_key_values=past, use_cache=True
+            ).past_key_values
         return (time.perf_counter() - started) / STEPS
 
     return theirs
