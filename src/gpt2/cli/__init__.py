@@ -7,7 +7,9 @@ before the command shows where they come from.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -18,6 +20,9 @@ from gpt2.errors import ConfigError, GPT2Error, PromptError
 
 # The parser's errors, which typer has in one place or another, by what it shows of them.
 UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
+
+GRACE_SECONDS = 2.0
+"""What a command has to tidy up after Ctrl-C."""
 
 app = typer.Typer(
     name="gpt2",
@@ -57,13 +62,15 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave the process with its exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _unraisable
     try:
         status = app(given, prog_name="gpt2", standalone_mode=False)
     except UsageError as error:
         _complain(error.format_message())
         status = 2
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\n")
         status = 130
     except BrokenPipeError:  # `gpt2 ... | head`: whoever read has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,7 +90,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _complain(f"{type(error).__name__}: {error} (this is a bug; `gpt2 --debug` before the command shows where)")
         status = 1
+    if status == 130:
+        sys.stderr.write("\n")  # the shell's prompt begins a line
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C: stop as Python does, and without ceremony where native code has swallowed that (TensorFlow at times)."""
+    last_resort = threading.Timer(GRACE_SECONDS, os._exit, (130,))
+    last_resort.daemon = True
+    last_resort.start()
+    raise KeyboardInterrupt
+
+
+def _unraisable(error: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C in a place that cannot pass it on, such as a callback of the garbage collector: leave at once."""
+    if issubclass(error.exc_type, KeyboardInterrupt):
+        sys.stderr.write("\n")
+        os._exit(130)
+    sys.__unraisablehook__(error)
 
 
 def _complain(message: str) -> None:
