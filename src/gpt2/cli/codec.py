@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpt2.errors import CodecError, PromptError
+
+if TYPE_CHECKING:
+    from gpt2.codec import Codec
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="Use the vocabulary of this model (name or folder).")
@@ -75,7 +78,8 @@ def decode(
     sys.stdout.buffer.flush()
 
 
-def _codec(model: str | None):  # type: ignore[no-untyped-def]
+def _codec(model: str | None) -> Codec:
+    """The vocabulary of a model, or GPT-2's own."""
     from gpt2 import store
     from gpt2.codec import Codec, default_codec
 
