@@ -42,7 +42,7 @@ def show(
     from gpt2 import checkpoints, store
 
     path = store.resolve(name)
-    found = checkpoints.describe(path)
+    found = checkpoints.describe(path, quick=True)
     facts: dict[str, Any] = {"name": name, "folder": str(path), "format": found.format, "dtype": found.dtype}
     facts |= {"parameters": found.config.num_parameters, "bytes": found.bytes, **found.config.to_dict()}
     if as_json:
