@@ -142,6 +142,7 @@ def test_interactive(tiny: str) -> None:
         (["generate", "x", "--temperature", "-1"], None, 2, "temperature: expected a number from 0 to 100, got -1.0"),
         (["generate", "x", "--top-p", "nan"], None, 2, "top_p: expected a number from 0 to 1, got nan"),
         (["generate", ""], None, 2, "prompt: expected text, got an empty one"),
+        (["generate", "-"], b"\n", 2, "prompt: expected text, got an empty one"),
         (["generate"], b"\xff\xfe\0", 2, "expected UTF-8 text, got the byte 0xff at 0"),
         (["generate", "x", "-m", "nobody"], None, 1, "expected a folder or one of bundled, got 'nobody'"),
         (["generate", "x", "-m", "124M"], None, 1, "gpt2 download 124M"),

@@ -77,11 +77,11 @@ def generate(
     if interactive:
         _interact(model, settings)
         return
-    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+    if prompt == "-":
+        prompt = read_stdin("prompt").removesuffix("\n")
+    elif prompt is None and not sys.stdin.isatty():
         prompt = read_stdin("prompt").removesuffix("\n") or None
-        if prompt is None and not as_json and sys.stdin.isatty():
-            raise PromptError("prompt: expected text, got nothing")
-    elif prompt == "":
+    if prompt == "":
         raise PromptError("prompt: expected text, got an empty one; leave it out for unconditional text")
     loaded = _load(model)
     if as_json:
@@ -131,8 +131,6 @@ def _print_text(model: Model, prompt: str | None, settings: dict[str, Any]) -> N
 
 def _interact(model: str | None, settings: dict[str, Any]) -> None:
     """Prompt after prompt; each is continued by itself, with the next seed."""
-    if settings["num_beams"] > 1:
-        settings["num_samples"] = 1
     loaded = _load(model)
     sys.stderr.write(
         f"{loaded.name}: {loaded.num_parameters:,} parameters. Type the beginning of a text; an empty line ends.\n"

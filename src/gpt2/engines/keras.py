@@ -107,7 +107,7 @@ class KerasEngine:
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Logits (B, T, V) float32 of ids (B, T), without a cache."""
         hidden, _ = self._prefill(ops.convert_to_tensor(ids, dtype="int32"))
-        return np.asarray(ops.convert_to_numpy(self.network.head(hidden)))
+        return _array(self.network.head(hidden))
 
     def _check(self, tokens: Sequence[int], length: int) -> None:
         if length + len(tokens) > self.config.n_ctx:
