@@ -71,8 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         part = body if cut is None else body[:cut]
+        self.server.sent += len(part)  # before the client has it, which may ask at once
         self.wfile.write(part)
-        self.server.sent += len(part)
         if cut is not None:
             self.close_connection = True
 
