@@ -102,8 +102,9 @@ def test_dropout_acts_in_training_alone() -> None:
     quiet = logits(network, ids)
     np.testing.assert_array_equal(quiet, logits(network, ids))
     np.testing.assert_allclose(quiet, logits(network_with(oracle.random_tensors(CONFIG)), ids), atol=1e-5)
-    one, two = (np.asarray(network(ids, training=True)) for _ in range(2))
+    one, two, again = (np.asarray(network(ids, key=np.array([0, n], np.int32))) for n in (1, 2, 1))
     assert np.abs(one - two).max() > 0.1
+    np.testing.assert_array_equal(one, again)
 
 
 def test_mixed_precision_keeps_float32_weights_and_logits() -> None:

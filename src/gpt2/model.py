@@ -9,6 +9,7 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,9 +25,12 @@ INIT_STDDEV = 0.02
 """Of every matrix; half of it for `wpe`, as in the released code, and less for what is added to the residual stream
 (divided by sqrt(2 * n_layer), section 2.3 of the paper)."""
 
+SITES_OF_A_BLOCK = 3
+"""Places of dropout in a block: attention weights, and the outputs of attention and MLP. Site 0 is the embedding's."""
+
 Tensor = Any
 """A tensor of the Keras backend in use."""
-Cache = Sequence[tuple[Tensor, Tensor]]
+Cache = Sequence[Any]
 """For each layer the keys and the values of earlier tokens, each (B, H, P, D)."""
 
 
@@ -48,8 +52,39 @@ def _normal(stddev: float) -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=stddev) if stddev else Untouched()
 
 
+class Dropout(keras.layers.Layer):
+    """Set a share of the elements to 0 and scale up the rest.
+
+    What is dropped follows from a key alone, so that a step of training can be repeated, also in part: a run that is
+    resumed, a layer that is computed again in the backward pass.
+    """
+
+    def __init__(self, rate: float, site: int, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.rate, self.site = rate, site
+
+    def call(self, x: Tensor, key: Tensor | None) -> Tensor:
+        """Drop from x (any shape), unless key, (2,) int32, is None."""
+        if key is None or not self.rate:
+            return x
+        key = key + ops.convert_to_tensor([0, self.site], dtype="int32")
+        if keras.backend.backend() == "tensorflow":
+            from gpt2 import kernels
+
+            return kernels.dropout(x, self.rate, key)
+        import jax
+
+        folded = jax.random.fold_in(jax.random.key(key[0]), key[1])
+        keep = jax.random.bernoulli(folded, 1 - self.rate, x.shape)
+        return ops.where(keep, x / (1 - self.rate), 0)
+
+
 class LayerNorm(keras.layers.Layer):
     """Normalise the last axis to mean 0 and variance 1, then scale by `g` and shift by `b`; always in float32."""
+
+    def __init__(self, kernels: Any = None, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+        self.kernels = kernels
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make `g` and `b`."""
@@ -58,7 +93,9 @@ class LayerNorm(keras.layers.Layer):
         self.b = self.add_weight(shape=(c,), initializer="zeros", name="b", autocast=False)
 
     def call(self, x: Tensor) -> Tensor:
-        """Normalise x (..., C)."""
+        """Normalise x (..., C), of any dtype, to the dtype of the products."""
+        if self.kernels is not None:
+            return self.kernels.layer_norm(x, self.g, self.b, self.compute_dtype)
         x32 = ops.cast(x, "float32")
         mean = ops.mean(x32, axis=-1, keepdims=True)
         centred = x32 - mean
@@ -66,7 +103,7 @@ class LayerNorm(keras.layers.Layer):
         # Not by rsqrt, whose last bit depends on how many rows are in the batch (its vector and scalar forms differ).
         # The maximum changes nothing; it keeps TensorFlow's graph optimiser from making an rsqrt of the quotient.
         deviation = ops.maximum(ops.sqrt(variance + LAYER_NORM_EPSILON), 1e-3)
-        return ops.cast(centred / deviation * self.g + self.b, x.dtype)
+        return ops.cast(centred / deviation * self.g + self.b, self.compute_dtype)
 
 
 class Linear(keras.layers.Layer):
@@ -75,6 +112,7 @@ class Linear(keras.layers.Layer):
     def __init__(self, n_out: int, stddev: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.n_out, self.stddev = n_out, stddev
+        self.adapter: Any = None  # what a low-rank adapter adds, (N, in) -> (N, out); see gpt2.training.lora
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make `w` and `b`."""
@@ -86,21 +124,32 @@ class Linear(keras.layers.Layer):
         """Map x (..., in) to (..., out)."""
         # One matrix product over all rows: a product with three axes is slower on every CPU backend.
         *outer, n_in = ops.shape(x)
-        y = ops.matmul(ops.reshape(x, (-1, n_in)), self.w) + self.b  # (B*T, n_out)
+        rows = ops.reshape(x, (-1, n_in))
+        y = ops.matmul(rows, self.w) + self.b  # (B*T, n_out)
+        if self.adapter is not None:
+            y = y + self.adapter(rows)
         return ops.reshape(y, (*outer, self.n_out))
+
+
+def _recomputed(block: Any, x: Tensor, visible: Tensor, key: Tensor | None, segments: Tensor | None) -> Tensor:
+    """The block's output; its inner activations are made again when the gradient needs them."""
+    return keras.remat(lambda x: block(x, visible=visible, key=key, segments=segments)[0])(x)
 
 
 class CausalSelfAttention(keras.layers.Layer):
     """Each position looks at itself and at the positions before it."""
 
-    def __init__(self, config: GPT2Config, dropout: float, stddev: float, **kwargs: Any) -> None:
+    def __init__(
+        self, config: GPT2Config, dropout: float, stddev: float, site: int, kernels: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.kernels, self.dropout = kernels, dropout
         self.n_head, self.head_size = config.n_head, config.head_size
         residual_stddev = stddev / math.sqrt(2 * config.n_layer)
         self.c_attn = Linear(3 * config.n_embd, stddev, name="c_attn", dtype=self.dtype_policy)
         self.c_proj = Linear(config.n_embd, residual_stddev, name="c_proj", dtype=self.dtype_policy)
-        self.attn_drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
-        self.resid_drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.attn_drop = Dropout(dropout, site, dtype=self.dtype_policy)
+        self.resid_drop = Dropout(dropout, site + 1, dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the two linear layers' variables."""
@@ -108,18 +157,30 @@ class CausalSelfAttention(keras.layers.Layer):
         self.c_proj.build(input_shape)
 
     def call(
-        self, x: Tensor, visible: Tensor, past: tuple[Tensor, Tensor] | None = None, training: bool = False
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        self,
+        x: Tensor,
+        visible: Tensor,
+        past: tuple[Tensor, Tensor] | None = None,
+        key: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Attend.
 
         Args:
             x: (B, T, C).
             visible: (B or 1, 1, T, P + T) bool, true where a position may be looked at.
             past: keys and values of earlier tokens, each (B, H, P, D), or None.
+            key: (2,) int32, the seed of the dropout; None for no dropout.
+            segments: for the kernels of training, instead of `visible`: (B, T) int32, the document of each position.
 
         Returns:
-            The output (B, T, C), and the new tokens' keys and values, each (B, H, T, D).
+            The output (B, T, C), and the new tokens' keys and values, each (B, H, T, D) (None from the kernels).
         """
+        if self.kernels is not None and past is None:
+            seed = None if key is None else key + ops.convert_to_tensor([0, self.attn_drop.site], dtype="int32")
+            rate = 0.0 if key is None else self.dropout
+            y = self.kernels.attention(self.c_attn(x), self.n_head, segments, rate, seed)
+            return self.resid_drop(self.c_proj(y), key=key), None
         B, T, C = ops.shape(x)
         qkv = ops.reshape(self.c_attn(x), (B, T, 3, self.n_head, self.head_size))
         q, k, v = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)  # each (B, H, T, D)
@@ -130,59 +191,61 @@ class CausalSelfAttention(keras.layers.Layer):
             scores = ops.concatenate([ops.matmul(q, ops.transpose(past_k, (0, 1, 3, 2))), scores], axis=-1)
         scores = ops.cast(scores, "float32") / math.sqrt(self.head_size)  # (B, H, T, P + T)
         scores = ops.where(visible, scores, -1e9)
-        attention = self.attn_drop(ops.cast(ops.softmax(scores, axis=-1), x.dtype), training=training)
+        attention = self.attn_drop(ops.cast(ops.softmax(scores, axis=-1), x.dtype), key=key)
         if past is None:
             y = ops.matmul(attention, v)  # (B, H, T, D)
         else:
             P = ops.shape(past_k)[2]
             y = ops.matmul(attention[..., :P], past_v) + ops.matmul(attention[..., P:], v)
         y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (B, T, C))
-        return self.resid_drop(self.c_proj(y), training=training), (k, v)
+        return self.resid_drop(self.c_proj(y), key=key), (k, v)
 
 
 class MLP(keras.layers.Layer):
     """Two linear layers with a GELU between them, applied to each position by itself."""
 
-    def __init__(self, config: GPT2Config, dropout: float, stddev: float, **kwargs: Any) -> None:
+    def __init__(
+        self, config: GPT2Config, dropout: float, stddev: float, site: int, kernels: Any = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        self.gelu = gelu if kernels is None else kernels.gelu
         C = config.n_embd
         residual_stddev = stddev / math.sqrt(2 * config.n_layer)
         self.c_fc = Linear(4 * C, stddev, name="c_fc", dtype=self.dtype_policy)
         self.c_proj = Linear(C, residual_stddev, name="c_proj", dtype=self.dtype_policy)
-        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.drop = Dropout(dropout, site, dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the two linear layers' variables."""
         self.c_fc.build(input_shape)
         self.c_proj.build((*input_shape[:-1], 4 * (input_shape[-1] or 0)))
 
-    def call(self, x: Tensor, training: bool = False) -> Tensor:
-        """Map x (B, T, C) to (B, T, C)."""
-        return self.drop(self.c_proj(gelu(self.c_fc(x))), training=training)
+    def call(self, x: Tensor, key: Tensor | None = None) -> Tensor:
+        """Map x (B, T, C) to (B, T, C); `key` as in the attention."""
+        return self.drop(self.c_proj(self.gelu(self.c_fc(x))), key=key)
 
 
 class Block(keras.layers.Layer):
     """One layer: attention, then MLP, each behind a layer norm and added to the residual stream."""
 
-    def __init__(self, config: GPT2Config, dropout: float, stddev: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.ln_1 = LayerNorm(name="ln_1", dtype=self.dtype_policy)
-        self.attn = CausalSelfAttention(config, dropout, stddev, name="attn", dtype=self.dtype_policy)
-        self.ln_2 = LayerNorm(name="ln_2", dtype=self.dtype_policy)
-        self.mlp = MLP(config, dropout, stddev, name="mlp", dtype=self.dtype_policy)
+    def __init__(self, config: GPT2Config, dropout: float, stddev: float, n: int, kernels: Any, **kwargs: Any) -> None:
+        super().__init__(name=f"h{n}", autocast=False, **kwargs)  # the residual stream stays float32
+        dtype, site = self.dtype_policy, SITES_OF_A_BLOCK * n + 1
+        self.ln_1 = LayerNorm(kernels, name="ln_1", dtype=dtype)
+        self.attn = CausalSelfAttention(config, dropout, stddev, site, kernels, name="attn", dtype=dtype)
+        self.ln_2 = LayerNorm(kernels, name="ln_2", dtype=dtype)
+        self.mlp = MLP(config, dropout, stddev, site + 2, kernels, name="mlp", dtype=dtype)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make the parts' variables."""
         for layer in (self.ln_1, self.attn, self.ln_2, self.mlp):
             layer.build(input_shape)
 
-    def call(
-        self, x: Tensor, visible: Tensor, past: tuple[Tensor, Tensor] | None = None, training: bool = False
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Map x (B, T, C) to (B, T, C); `visible`, `past` and the second result are the attention's."""
-        a, present = self.attn(self.ln_1(x), visible=visible, past=past, training=training)
-        x = x + a
-        return x + self.mlp(self.ln_2(x), training=training), present
+    def call(self, x: Tensor, **attention: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Map x (B, T, C) to (B, T, C); the arguments and the second result are the attention's."""
+        a, present = self.attn(self.ln_1(x), **attention)
+        x = x + ops.cast(a, x.dtype)
+        return x + ops.cast(self.mlp(self.ln_2(x), key=attention.get("key")), x.dtype), present
 
 
 class GPT2(keras.Model):
@@ -193,19 +256,31 @@ class GPT2(keras.Model):
         dropout: the share of activations dropped when `training` is true.
         dtype: a Keras dtype policy, `"float32"` or `"mixed_bfloat16"`; logits are float32 with either.
         initialize: False leaves the matrices at zero, for a caller that sets every one of them.
+        fused: for training on TensorFlow, use `gpt2.kernels` where there is no cache; shapes must be static then.
+        recompute: gradient checkpointing: each block keeps only its input and is computed again for its gradient.
     """
 
     def __init__(
-        self, config: GPT2Config, *, dropout: float = 0.0, dtype: Any = "float32", initialize: bool = True
+        self,
+        config: GPT2Config,
+        *,
+        dropout: float = 0.0,
+        dtype: Any = "float32",
+        initialize: bool = True,
+        fused: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__(dtype=dtype, name="model")
         self.config = config
         self.stddev = INIT_STDDEV if initialize else 0.0
-        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        self.recompute = recompute
+        kernels: Any = importlib.import_module("gpt2.kernels") if fused else None
+        self.fused = fused
+        self.drop = Dropout(dropout, 0, dtype=self.dtype_policy)
         self.blocks: list[Any] = [
-            Block(config, dropout, self.stddev, name=f"h{n}", dtype=self.dtype_policy) for n in range(config.n_layer)
+            Block(config, dropout, self.stddev, n, kernels, dtype=self.dtype_policy) for n in range(config.n_layer)
         ]
-        self.ln_f = LayerNorm(name="ln_f", dtype=self.dtype_policy)
+        self.ln_f = LayerNorm(kernels, name="ln_f", dtype=self.dtype_policy)
         self.build((None, None))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -213,19 +288,26 @@ class GPT2(keras.Model):
         if getattr(self, "built", False):
             return
         V, C = self.config.n_vocab, self.config.n_embd
-        self.wte = self.add_weight(shape=(V, C), initializer=_normal(self.stddev), name="wte")
-        self.wpe = self.add_weight(shape=(self.config.n_ctx, C), initializer=_normal(self.stddev / 2), name="wpe")
+        self.wte = self.add_weight(shape=(V, C), initializer=_normal(self.stddev), name="wte", autocast=False)
+        self.wpe = self.add_weight(
+            shape=(self.config.n_ctx, C), initializer=_normal(self.stddev / 2), name="wpe", autocast=False
+        )
         layers: list[Any] = [*self.blocks, self.ln_f]
         for layer in layers:
             layer.build((*input_shape, C))
         self.built = True
 
-    def call(self, ids: Tensor, training: bool = False) -> Tensor:
+    def call(self, ids: Tensor, key: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position, (B, T, V) float32, for ids (B, T): `head(hidden(ids))`."""
-        return self.head(self.hidden(ids, training=training)[0])
+        return self.head(self.hidden(ids, key=key)[0])
 
     def hidden(
-        self, ids: Tensor, past: Cache | None = None, past_length: Tensor | None = None, training: bool = False
+        self,
+        ids: Tensor,
+        past: Cache | None = None,
+        past_length: Tensor | None = None,
+        key: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
         """The forward pass up to the head.
 
@@ -233,22 +315,30 @@ class GPT2(keras.Model):
             ids: (B, T) integers from 0 to n_vocab - 1; T plus what is past is at most n_ctx.
             past: keys and values of earlier tokens for each layer, each (B, H, P, D), or None.
             past_length: (B,) int32, how many of the P positions are in use in each row; needed with `past`.
-            training: whether dropout acts.
+            key: (2,) int32, the seed of the dropout; None for no dropout.
+            segments: (B, T) int32, without a past: positions of different numbers do not see each other.
 
         Returns:
             The final hidden states (B, T, C), and for each layer the new tokens' keys and values, each (B, H, T, D),
-            which the caller adds to its cache.
+            which the caller adds to its cache (None for each where the network is fused and there is no past).
         """
         T = ops.shape(ids)[1]
         positions = ops.expand_dims(ops.arange(T, dtype="int32"), 0)  # (1, T)
         if past is not None:
             positions = positions + ops.expand_dims(past_length, 1)  # (B, T)
         visible = self._visible(T, None if past is None else ops.shape(past[0][0])[2], past_length)
+        if segments is not None:
+            visible = ops.logical_and(visible, (segments[:, :, None] == segments[:, None, :])[:, None])  # (B, 1, T, T)
         x = ops.take(self.wte, ids, axis=0) + ops.take(self.wpe, positions, axis=0)  # (B, T, C)
-        x = self.drop(ops.cast(x, self.compute_dtype), training=training)
+        x = self.drop(x, key=key)
         present = []
         for n, block in enumerate(self.blocks):
-            x, keys_values = block(x, visible=visible, past=None if past is None else past[n], training=training)
+            if self.recompute and past is None:
+                # Inner tensors are arguments, not closures: what is recomputed must not reach around the function.
+                x, keys_values = _recomputed(block, x, visible, key, segments), None
+            else:
+                own = None if past is None else past[n]
+                x, keys_values = block(x, visible=visible, past=own, key=key, segments=segments)
             present.append(keys_values)
         return self.ln_f(x), present
 

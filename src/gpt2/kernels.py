@@ -1,0 +1,283 @@
+"""The network's costly parts for training on TensorFlow: the same mathematics as in `model.py`, with less traffic.
+
+TensorFlow runs `x * (1 + tanh(...))` as a dozen passes over memory and keeps what each pass made until the backward
+pass. Here each part is a function with its gradient written out. The elementwise work is compiled by XLA into one
+pass (small functions: milliseconds to compile); matrix products stay with oneDNN, which is faster at them than XLA.
+What can be computed again from the inputs is not kept: attention weights, normalised activations, logits.
+
+Every function agrees with the plain one to rounding, gradients included (`tests/test_kernels.py`). Static shapes are
+needed. Letters as in `model.py`; N is B * T rows.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+LAYER_NORM_EPSILON = 1e-5
+QUERY_BLOCK = 256
+"""Queries of one attention product. A block looks at the keys up to its own end, so that for long sequences nearly
+half of the scores, those above the diagonal, are never made."""
+LOSS_BLOCK = 512
+"""Rows whose logits stand in memory at once: 512 * 50,257 float32 are 103 MB."""
+
+Tensor = Any
+
+
+@functools.cache
+def _xla_works() -> bool:
+    """Whether this TensorFlow can compile; the functions below are right without it, only slower."""
+    # XLA greets on standard error when it is first used, and no setting keeps it from that.
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with tf.init_scope():  # now, not as part of the graph that is being made
+            tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(1.0))
+    except (tf.errors.OpError, ValueError):
+        return False
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+    return True
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.cache
+    def made() -> Callable[..., Any]:
+        return tf.function(function, jit_compile=_xla_works(), autograph=False)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        return made()(*arguments)
+
+    return call
+
+
+# GELU, tanh form: 0.5 v (1 + tanh(z)) = v sigmoid(2 z), with 2 z = v (a + b v^2)
+
+_A = 2 * math.sqrt(2 / math.pi)
+_B = _A * 0.044715
+
+
+@_compiled
+def _gelu(x: Tensor) -> Tensor:
+    v = tf.cast(x, tf.float32)
+    return tf.cast(v * tf.sigmoid(v * (_A + _B * v * v)), x.dtype)
+
+
+@_compiled
+def _gelu_gradient(x: Tensor, upstream: Tensor) -> Tensor:
+    v, d = tf.cast(x, tf.float32), tf.cast(upstream, tf.float32)
+    s = tf.sigmoid(v * (_A + _B * v * v))
+    return tf.cast(d * (s + v * s * (1 - s) * (_A + 3 * _B * v * v)), x.dtype)
+
+
+@tf.custom_gradient
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form; any shape."""
+    return _gelu(x), lambda upstream: _gelu_gradient(x, upstream)
+
+
+# Layer norm
+
+
+def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(x - mean) / deviation in float32, and 1 / deviation."""
+    v = tf.cast(x, tf.float32)
+    centred = v - tf.reduce_mean(v, -1, keepdims=True)
+    r = tf.math.rsqrt(tf.reduce_mean(centred * centred, -1, keepdims=True) + LAYER_NORM_EPSILON)
+    return centred * r, r
+
+
+def layer_norm(x: Tensor, g: Tensor, b: Tensor, dtype: Any) -> Tensor:
+    """Layer norm of x (..., C) with gain and shift (C,) float32; the result has `dtype`."""
+    return _layer_norms(tf.as_dtype(dtype))(x, tf.convert_to_tensor(g), tf.convert_to_tensor(b))
+
+
+@functools.cache
+def _layer_norms(dtype: tf.DType) -> Callable[..., Any]:
+    @_compiled
+    def forward(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        return tf.cast(_normalised(x)[0] * g + b, dtype)
+
+    @_compiled
+    def backward(x: Tensor, g: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, r = _normalised(x)
+        d = tf.cast(upstream, tf.float32)
+        dn = d * g
+        dx = r * (dn - tf.reduce_mean(dn, -1, keepdims=True) - n * tf.reduce_mean(dn * n, -1, keepdims=True))
+        rows = list(range(len(x.shape) - 1))
+        return tf.cast(dx, x.dtype), tf.reduce_sum(d * n, rows), tf.reduce_sum(d, rows)
+
+    @tf.custom_gradient
+    def norm(x: Tensor, g: Tensor, b: Tensor) -> Tensor:
+        return forward(x, g, b), lambda upstream: backward(x, g, upstream)
+
+    return norm
+
+
+# Attention
+
+
+@_compiled
+def _attention_weights(scores: Tensor, scale: Tensor, start: Tensor, segments: Tensor | None = None) -> Tensor:
+    Tq, Tk = scores.shape[-2:]
+    visible = (tf.range(Tq)[:, None] + start) >= tf.range(Tk)[None, :]
+    if segments is not None:
+        own = tf.slice(segments, [0, start], [segments.shape[0], Tq])  # (B, Tq)
+        visible = visible & (own[:, :, None] == segments[:, None, :Tk])  # (B, Tq, Tk)
+        visible = visible[:, None]
+    v = tf.where(visible, tf.cast(scores, tf.float32) * scale, -1e9)
+    e = tf.exp(v - tf.reduce_max(v, -1, keepdims=True))
+    return tf.cast(e / tf.reduce_sum(e, -1, keepdims=True), scores.dtype)
+
+
+@_compiled
+def _scores_gradient(p: Tensor, upstream: Tensor, scale: Tensor) -> Tensor:
+    p32, d = tf.cast(p, tf.float32), tf.cast(upstream, tf.float32)
+    return tf.cast(p32 * (d - tf.reduce_sum(p32 * d, -1, keepdims=True)) * scale, p.dtype)
+
+
+def attention(
+    qkv: Tensor, n_head: int, segments: Tensor | None = None, dropout: float = 0.0, key: Tensor | None = None
+) -> Tensor:
+    """Causal self-attention from qkv (B, T, 3C) to (B, T, C).
+
+    The backward pass makes the weights anew, a block of queries at a time, so nothing of size T * T is kept.
+
+    Args:
+        qkv: queries, keys and values of all heads side by side.
+        n_head: H.
+        segments: (B, T) int32; positions of different numbers do not see each other. None: all do.
+        dropout: share of the attention weights dropped.
+        key: (2,) int32, the seed of the dropout, needed where there is any.
+    """
+    B, T, C3 = qkv.shape
+    H, D = n_head, C3 // 3 // n_head
+    scale = 1 / math.sqrt(D)
+    blocks = [(start, min(T, start + QUERY_BLOCK)) for start in range(0, T, QUERY_BLOCK)]
+
+    def heads(qkv: Tensor) -> list[Tensor]:
+        return tf.unstack(tf.transpose(tf.reshape(qkv, (B, T, 3, H, D)), (2, 0, 3, 1, 4)), 3)  # (B, H, T, D) each
+
+    def weights(q: Tensor, k: Tensor, start: int) -> Tensor:
+        scores = tf.matmul(q, k, transpose_b=True)  # (B, H, Tq, Tk)
+        mask = () if segments is None else (segments,)
+        return _attention_weights(scores, tf.constant(scale), tf.constant(start), *mask)
+
+    def kept(p: Tensor, start: int) -> Tensor | None:
+        """What dropout multiplies the weights by, the same in both passes."""
+        if not dropout:
+            return None
+        draws = tf.random.stateless_uniform(tf.shape(p), key + tf.constant([start, 0]))
+        return tf.cast(draws >= dropout, p.dtype) / tf.cast(1 - dropout, p.dtype)
+
+    @tf.custom_gradient
+    def attend(qkv: Tensor) -> Tensor:
+        q, k, v = heads(qkv)
+        parts = []
+        for start, end in blocks:
+            p = weights(q[:, :, start:end], k[:, :, :end], start)
+            keep = kept(p, start)
+            parts.append(tf.matmul(p if keep is None else p * keep, v[:, :, :end]))
+        y = tf.reshape(tf.transpose(tf.concat(parts, 2), (0, 2, 1, 3)), (B, T, C3 // 3))
+
+        def gradient(upstream: Tensor) -> Tensor:
+            with tf.control_dependencies([upstream]):  # or TensorFlow would make the weights early and keep them
+                q, k, v = heads(tf.identity(qkv))
+            d = tf.transpose(tf.reshape(upstream, (B, T, H, D)), (0, 2, 1, 3))  # (B, H, T, D)
+            dq, dk, dv = [], [], []
+            for start, end in blocks:
+                own, keys, values = q[:, :, start:end], k[:, :, :end], v[:, :, :end]
+                p = weights(own, keys, start)
+                keep = kept(p, start)
+                dp = tf.matmul(d[:, :, start:end], values, transpose_b=True)
+                ds = _scores_gradient(p, dp if keep is None else dp * keep, tf.constant(scale))
+                dq.append(tf.matmul(ds, keys))
+                rest = [[0, 0], [0, 0], [0, T - end], [0, 0]]
+                dk.append(tf.pad(tf.matmul(ds, own, transpose_a=True), rest))
+                p = p if keep is None else p * keep
+                dv.append(tf.pad(tf.matmul(p, d[:, :, start:end], transpose_a=True), rest))
+            together = tf.stack([tf.concat(dq, 2), tf.add_n(dk), tf.add_n(dv)])  # (3, B, H, T, D)
+            return tf.reshape(tf.transpose(together, (1, 3, 0, 2, 4)), (B, T, C3))
+
+        return y, gradient
+
+    return attend(qkv)
+
+
+# Cross-entropy
+
+
+@_compiled
+def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of -log p(target), and its gradient in the logits' dtype."""
+    v = tf.cast(logits, tf.float32)
+    top = tf.reduce_max(v, -1, keepdims=True)
+    e = tf.exp(v - top)
+    total = tf.reduce_sum(e, -1, keepdims=True)
+    # By comparison, not by a table of ones: XLA makes neither.
+    hit = tf.range(v.shape[1])[None, :] == targets[:, None]
+    loss = tf.reduce_sum(tf.math.log(total) + top) - tf.reduce_sum(tf.where(hit, v, 0.0))
+    return loss, tf.cast(e / total - tf.cast(hit, tf.float32), logits.dtype)
+
+
+def cross_entropy(
+    x: Tensor, wte: Tensor, targets: Tensor, *, train_head: bool = True, measure_only: bool = False
+) -> Tensor:
+    """The mean of -log p(target) in nats, straight from the final hidden states.
+
+    Loss and gradient are made together for a block of rows at a time, in the forward pass: the logits (N, V) never
+    stand in memory whole, nor are they computed twice.
+
+    Args:
+        x: (N, C) hidden states after the last layer norm, in the dtype of the products.
+        wte: (V, C) float32, the head.
+        targets: (N,) int32.
+        train_head: whether `wte` gets a gradient from here.
+        measure_only: there is no gradient at all.
+    """
+    N = x.shape[0]
+
+    @tf.custom_gradient
+    def loss(x: Tensor, wte: Tensor) -> Tensor:
+        w = tf.cast(wte, x.dtype)
+        total, dw = tf.zeros(()), None
+        dx: list[Tensor] = []
+        previous: list[Tensor] = []
+        for start in range(0, N, LOSS_BLOCK):
+            # One block after the other: TensorFlow would run them at once and need the memory of all.
+            with tf.control_dependencies(previous):
+                rows = tf.identity(x[start : start + LOSS_BLOCK])
+            part, d = _loss_and_gradient(tf.matmul(rows, w, transpose_b=True), targets[start : start + LOSS_BLOCK])
+            total, previous = total + part, [part]
+            if measure_only:
+                continue
+            dx.append(tf.matmul(d, w))
+            previous = [dx[-1]]
+            if train_head:
+                with tf.control_dependencies([dx[-1]]):
+                    more = tf.cast(tf.matmul(d, rows, transpose_a=True), tf.float32)
+                dw = more if dw is None else dw + more
+                previous = [dw]
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor | None]:
+            share = upstream / N
+            return tf.concat(dx, 0) * tf.cast(share, x.dtype), None if dw is None else dw * share
+
+        return total / N, gradient
+
+    return loss(x, wte)
+
+
+def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:
+    """Drop a share of x; the same key (2,) int32 drops the same elements."""
+    keep = tf.cast(tf.random.stateless_uniform(x.shape, key) >= rate, x.dtype)
+    return x * keep / tf.cast(np.float32(1 - rate), x.dtype)
