@@ -17,8 +17,8 @@ import pytest
 
 from gpt2 import checkpoints
 from gpt2.errors import CheckpointFormatError, TensorMismatchError
-from test_checkpoints import CONFIG, TENSORS, assert_holds_exactly, saver_checkpoint, write
-from test_checkpoints_bad import assert_sound_or_refused, read_all
+from test_checkpoints import CONFIG, TENSORS, assert_holds_exactly, saver_checkpoint
+from test_checkpoints_bad import assert_sound_or_refused, read_all, write
 
 Header = dict[str, Any]
 

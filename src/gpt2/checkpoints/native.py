@@ -1,6 +1,7 @@
-"""Our own format: `config.json`, `model.safetensors` with canonical names, and the codec's `vocab.bpe`, `encoder.json`.
+"""Our own format: `config.json`, `model.safetensors` (canonical names) and the codec's `vocab.bpe`, `encoder.json`.
 
-`config.json` holds the five keys of `hparams.json`, `"format": "gpt2-native"` and a version.
+`config.json` holds the five keys of `hparams.json`, `"format": "gpt2-native"` and a version; `manifest.json` the hash
+of every file, which is checked before the numbers are read.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gpt2.checkpoints import tensor_file
+from gpt2.checkpoints import manifest, tensor_file
 from gpt2.checkpoints.contents import Contents
 from gpt2.checkpoints.json_file import read_object
 from gpt2.checkpoints.names import Tensors, check_shapes, expected_shapes
@@ -18,7 +19,10 @@ from gpt2.errors import CheckpointFormatError
 
 FORMAT = "gpt2-native"
 VERSION = 1
-FILES = ("config.json", "model.safetensors", "vocab.bpe", "encoder.json")
+FILES = (
+    *("config.json", "model.safetensors", "vocab.bpe", "encoder.json", manifest.NAME),
+    *("training.safetensors", "training.json"),  # of a training run's checkpoint
+)
 
 
 def matches(folder: Path) -> bool:
@@ -37,7 +41,12 @@ def open_checkpoint(folder: Path, *, quick: bool = True) -> Contents:
     entries = tensor_file.read_header(folder / "model.safetensors")
     check_shapes(config, {name: entry.shape for name, entry in entries.items()}, source=str(folder))
     entries = {name: entries[name] for name in expected_shapes(config)}
-    return Contents(config, tensor_file.dtype_of(entries), lambda: tensor_file.stream(entries))
+
+    def tensors() -> Tensors:
+        manifest.verify(folder)
+        return tensor_file.stream(entries)
+
+    return Contents(config, tensor_file.dtype_of(entries), tensors)
 
 
 def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | None, dtype: str) -> None:
@@ -49,3 +58,4 @@ def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | Non
     if codec is not None:
         for name, data in codec.files("openai").items():
             (folder / name).write_bytes(data)
+    manifest.write(folder)
