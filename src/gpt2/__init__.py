@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gpt2.codec import decode, encode
     from gpt2.config import SIZES, GPT2Config, SamplingConfig, TrainingConfig
     from gpt2.errors import GPT2Error
-    from gpt2.gpt import Model, load_model, save_model, train_model
+    from gpt2.gpt import Model, load_model, resume_training, save_model, train_model
     from gpt2.gpt_core_v2 import query_model
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ _HOMES = {
     "GPT2Error": "gpt2.errors",
     "Model": "gpt2.gpt",
     "load_model": "gpt2.gpt",
+    "resume_training": "gpt2.gpt",
     "save_model": "gpt2.gpt",
     "train_model": "gpt2.gpt",
     "query_model": "gpt2.gpt_core_v2",
@@ -49,6 +50,7 @@ __all__ = [
     "encode",
     "load_model",
     "query_model",
+    "resume_training",
     "save_model",
     "train_model",
 ]

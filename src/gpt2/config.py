@@ -230,22 +230,32 @@ class GenerationConfig:
         return cls(sampling=sampling, **options)
 
 
+SCHEDULES = ("cosine", "linear", "constant", "inverse_sqrt")
+LORA_TARGETS = ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
+"""The matrices of each block that an adapter can be put beside."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a network is trained. One step reads `batch_size * sequence_length` tokens."""
+    """How a network is trained. One step reads `accumulation_steps * batch_size * sequence_length` tokens."""
 
     steps: int = 1000
     """How many times the weights are updated."""
     batch_size: int = 8
-    """Sequences in one step (B)."""
+    """Sequences that are computed at once (B), on all devices together."""
+    accumulation_steps: int = 1
+    """Batches whose gradients are summed for one update."""
     sequence_length: int | None = None
     """Tokens of one sequence (T); None takes the network's n_ctx."""
-    learning_rate: float = 6e-4
-    """The highest learning rate, reached after the warm-up."""
+    learning_rate: float | None = None
+    """The highest learning rate, reached after the warm-up; None takes 6e-4 for a new network, 1e-4 for fine-tuning
+    and 1e-3 for an adapter."""
+    schedule: str = "cosine"
+    """How the learning rate falls after the warm-up: `cosine`, `linear`, `constant` or `inverse_sqrt`."""
     final_learning_rate: float = 0.1
-    """Where the cosine ends, as a share of `learning_rate`."""
+    """Where `cosine` and `linear` end, as a share of `learning_rate`."""
     warmup_steps: int = 100
-    """Steps in which the learning rate rises from 0 in a straight line."""
+    """Steps in which the learning rate rises in a straight line; at most a tenth of all steps are used for it."""
     weight_decay: float = 0.1
     """Decoupled weight decay (Loshchilov and Hutter 2019), on matrices and embeddings alone."""
     beta_1: float = 0.9
@@ -258,25 +268,50 @@ class TrainingConfig:
     """The share of activations dropped in training (the original used 0.1)."""
     precision: str = "float32"
     """`float32`, or `bfloat16`: products in bfloat16, weights and sums in float32."""
+    gradient_checkpointing: bool = False
+    """Keep only each block's input and compute the block again for its gradient: less memory, a quarter more time."""
+    cross_documents: bool = True
+    """Whether a token may attend to the documents before its own in the same sequence."""
+    trainable: tuple[str, ...] = ()
+    """Which parameters change: patterns such as `h11/*` or `*/ln_?/*` of canonical names; empty for all."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank (Hu et al. 2021) instead of the parameters; they are merged when saved."""
+    lora_alpha: float | None = None
+    """The adapters' output is scaled by lora_alpha / lora_rank; None takes twice the rank."""
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+    """Which matrices of each block get an adapter."""
     eval_every: int = 100
-    """Steps between two looks at the held-out text."""
+    """Steps between two entries of the log, with a look at the held-out text."""
     eval_batches: int = 16
     """Batches of held-out text in one look."""
+    patience: int | None = None
+    """Stop after this many looks without a better held-out loss; None never does."""
+    save_every: int | None = None
+    """Steps between two checkpoints of a run; None takes `eval_every`."""
+    keep_last: int = 2
+    """Checkpoints of a run that are kept, besides the best one."""
+    sample_prompts: tuple[str, ...] = ()
+    """Prompts that a run continues at each entry of its log, to show what the model has learnt."""
+    sample_tokens: int = 64
+    """Tokens of such a sample."""
     seed: int = 0
-    """The seed of the initial weights, of the order of the batches and of the dropout."""
+    """The seed of the initial weights, of the order of the batches, of the dropout and of the samples."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "eval_every", "eval_batches"):
+        for name in _TRAINING_COUNTS:
             value = getattr(self, name)
             _check(_is_int(value) and value >= 1, name, "an integer of 1 or more", value)
         for name in ("warmup_steps", "seed"):
             value = getattr(self, name)
-            _check(_is_int(value) and value >= 0, name, "an integer of 0 or more", value)
-        length = self.sequence_length
-        _check(length is None or (_is_int(length) and length >= 1), "sequence_length", "None or 1 or more", length)
-        for name in ("learning_rate", "gradient_clip"):
+            _check(_is_int(value) and 0 <= value < 2**31, name, "an integer from 0 to below 2**31", value)
+        for name in ("sequence_length", "lora_rank", "patience", "save_every"):
             value = getattr(self, name)
-            _check(_is_number(value) and value > 0, name, "a number above 0", value)
+            _check(value is None or (_is_int(value) and value >= 1), name, "None or an integer of 1 or more", value)
+        for name in ("learning_rate", "lora_alpha"):
+            value = getattr(self, name)
+            _check(value is None or (_is_number(value) and value > 0), name, "None or a number above 0", value)
+        clip = self.gradient_clip
+        _check(_is_number(clip) and clip > 0, "gradient_clip", "a number above 0", clip)
         for name in ("dropout", "beta_1", "beta_2"):
             value = getattr(self, name)
             _check(_is_number(value) and 0 <= value < 1, name, "a number from 0 to below 1", value)
@@ -284,3 +319,37 @@ class TrainingConfig:
         _check(_is_number(share) and 0 <= share <= 1, "final_learning_rate", "a number from 0 to 1", share)
         _check(_is_number(self.weight_decay) and self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
         _check(self.precision in ("float32", "bfloat16"), "precision", "'float32' or 'bfloat16'", self.precision)
+        _check(self.schedule in SCHEDULES, "schedule", f"one of {', '.join(SCHEDULES)}", self.schedule)
+        for name in ("gradient_checkpointing", "cross_documents"):
+            _check(isinstance(getattr(self, name), bool), name, "true or false", getattr(self, name))
+        for name in ("trainable", "lora_targets", "sample_prompts"):
+            value = getattr(self, name)
+            is_strings = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
+            _check(is_strings, name, "a tuple of strings", value)
+        targets = self.lora_targets
+        known = bool(targets) and set(targets) <= set(LORA_TARGETS)
+        _check(known, "lora_targets", f"some of {', '.join(LORA_TARGETS)}", targets)
+        both = self.lora_rank is not None and bool(self.trainable)
+        _check(not both, "trainable", "nothing together with lora_rank", self.trainable)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as JSON has them."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> TrainingConfig:
+        """The settings from JSON.
+
+        Raises:
+            ConfigError: a name that does not exist, or a bad value.
+        """
+        unknown = sorted(set(settings) - {f.name for f in dataclasses.fields(cls)})
+        _check(not unknown, "training settings", "known names", unknown)
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+        return cls(**values)
+
+
+_TRAINING_COUNTS = (
+    *("steps", "batch_size", "accumulation_steps"),
+    *("eval_every", "eval_batches", "keep_last", "sample_tokens"),
+)

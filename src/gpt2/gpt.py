@@ -10,8 +10,11 @@ It puts the parts together and knows nothing of their insides: formats are `gpt2
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,19 @@ from gpt2.beams import beam_search
 from gpt2.checkpoints.names import checked_values
 from gpt2.codec import Codec, codec_for, fitting_default
 from gpt2.config import SIZES, GenerationConfig, GPT2Config, TrainingConfig, size_name
+from gpt2.data.batches import Tokens, TrainingBatches
+from gpt2.data.prepare import codec_hash
+from gpt2.data.rows import ArrayTokens
+from gpt2.data.shards import Prepared, is_prepared
 from gpt2.data.text import read_tokens
 from gpt2.engines.keras import KerasEngine
-from gpt2.errors import CodecError, ConfigError, PromptError, TensorMismatchError
+from gpt2.errors import CodecError, ConfigError, PromptError, TensorMismatchError, TrainingError
 from gpt2.generation import Completion, Piece, check_prompts, generate, stream
 from gpt2.model import GPT2
-from gpt2.training import LogEntry, train
+from gpt2.runs import Run
+from gpt2.training import LogEntry, Progress, train
+from gpt2.training.schedule import peak_learning_rate
+from gpt2.training.step import Stepper, training_network
 
 Prompt = str | Sequence[int] | None
 """Text, token ids, or None for unconditional text from `<|endoftext|>`."""
@@ -217,31 +227,46 @@ def save_model(model: Model, path: str | os.PathLike[str], format: str = "native
     return target
 
 
+Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | np.ndarray | Tokens
+"""Text to train on: a folder made by `gpt2 prepare`, text files or folders of them (UTF-8; each file is a document),
+or tokens (N,), in memory or as something with `gather`, `digest` and a length."""
+
+
 def train_model(
-    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | np.ndarray,
+    data: Data,
     *,
     model: Model | str | None = None,
     config: GPT2Config | str | None = None,
-    valid_data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | np.ndarray | None = None,
+    valid_data: Data | None = None,
     training: TrainingConfig | None = None,
+    run: str | os.PathLike[str] | None = None,
     on_log: Callable[[LogEntry], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    strategy: Any = None,
 ) -> Model:
     """Train a model from scratch, or fine-tune one; the model that is given stays as it is.
 
     Args:
-        data: text files or folders of them (UTF-8; each file is a document), or tokens (N,).
+        data: text or tokens, see `Data`.
         model: what to fine-tune: a model, or a name or path for `load_model`.
         config: instead of `model`, the shape of a new network, or the name of a released size.
-        valid_data: held-out text, as `data`.
+        valid_data: held-out text, as `data`; None takes that of a prepared folder, if there is any.
         training: how; None takes the defaults.
+        run: a new folder for settings, numbers, checkpoints and a report (see `gpt2.runs`), from which
+            `resume_training` can go on; None keeps nothing.
         on_log: called with each `LogEntry`.
+        on_step: called with each step's number.
+        note: told what a person should know, such as a checkpoint that was saved.
+        strategy: of `tf.distribute`, for several devices or machines; each has to call this with the same arguments.
 
     Returns:
-        The trained model. Training in bfloat16 keeps float32 weights, so it is a float32 model in any case.
+        The trained model, with the weights of the last step. Training in bfloat16 keeps float32 weights, so it is a
+        float32 model in any case.
 
     Raises:
         ConfigError: both or neither of `model` and `config`.
-        TrainingError: the text cannot be used, or the loss is no longer a number.
+        TrainingError: the text cannot be used, the loss is no longer a number, or `run` holds something.
     """
     if (model is None) == (config is None):
         raise ConfigError("train_model: expected one of model (to fine-tune) and config (to begin anew)")
@@ -251,26 +276,241 @@ def train_model(
         base = new_model(config, seed=training.seed, name="trained")
     else:
         base = load_model(model) if isinstance(model, (str, os.PathLike)) else model
-    policy = "mixed_bfloat16" if training.precision == "bfloat16" else "float32"
-    network = GPT2(base.config, dropout=training.dropout, dtype=policy, initialize=False)
-    _copy_weights(base.network, network)
-    tokens = _tokens(data, base.codec)
-    valid_tokens = None if valid_data is None else _tokens(valid_data, base.codec)
-    train(network, tokens, training, valid_tokens=valid_tokens, on_log=on_log)
-    trained = GPT2(base.config, initialize=False)
-    _copy_weights(network, trained)
-    return Model(trained, base.codec, name=f"{base.name}-tuned" if model is not None else base.name)
+    name = base.name if model is None else f"{base.name}-tuned"
+    tokens, valid_tokens = read_data(data, valid_data, base.codec)
+    T = training.sequence_length or base.config.n_ctx
+    if valid_data is None and valid_tokens is not None and len(valid_tokens) <= T:
+        (note or _ignore)(f"the {len(valid_tokens):,} tokens held out do not fill a sequence of {T}; not measured on")
+        valid_tokens = None
+    work = _Training(base, name, training, model is not None, tokens, valid_tokens, on_log, on_step, note, strategy)
+    if run is None:
+        return work.go(None)
+    return work.begin(Path(run))
 
 
-def _copy_weights(source: GPT2, target: GPT2) -> None:
-    variables = source.tensors()
-    for name, variable in target.tensors().items():
-        variable.assign(variables[name])
+def resume_training(
+    run: str | os.PathLike[str],
+    *,
+    data: Data | None = None,
+    valid_data: Data | None = None,
+    on_log: Callable[[LogEntry], None] | None = None,
+    on_step: Callable[[int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    strategy: Any = None,
+) -> Model:
+    """Go on with a run that was stopped, from its newest whole checkpoint, to the end that it was given.
+
+    What comes out is the same to the last bit as if it had not been stopped (on the same machine and versions).
+
+    Args:
+        run: its folder.
+        data: None for the files that it was begun with; they must hold the same tokens.
+        valid_data: as `data`.
+        on_log: called with each new `LogEntry`.
+        on_step: called with each step's number.
+        note: told what a person should know, such as a damaged checkpoint that is skipped.
+        strategy: as for `train_model`; the number of devices must be the same.
+
+    Raises:
+        TrainingError: it is no run, its data have changed, or none of its checkpoints is whole.
+    """
+    opened = Run.open(Path(run), note or _ignore)
+    facts = opened.facts
+    training = TrainingConfig.from_dict(facts["training"])
+    base = load_model(Path(run) / "base")
+    rows = []
+    for given, key, name in ((data, "train", "data"), (valid_data, "valid", "valid_data")):
+        row = given if given is not None else facts["data"][f"{key}_files"]
+        digest = facts["data"][f"{key}_sha256"]
+        if row is None and digest is not None:
+            raise TrainingError(f"{name}: expected the tokens that the run was begun with, since they were in no files")
+        tokens = None
+        if row is not None:
+            train, valid = read_data(row, None, base.codec)
+            tokens = valid if key == "valid" and valid is not None else train
+        if tokens is not None and tokens.digest != digest:
+            raise TrainingError(f"{name}: expected the text that the run was begun with, got other tokens")
+        rows.append(tokens)
+    assert rows[0] is not None
+    settings = (base, facts["name"], training, facts["base"] is not None, rows[0], rows[1])
+    return _Training(*settings, on_log, on_step, note, strategy).go(opened)
 
 
-def _tokens(data: Any, codec: Codec | None) -> np.ndarray:
+@dataclass
+class _Training:
+    """The parts of one call of `train_model` or `resume_training`."""
+
+    base: Model
+    name: str
+    config: TrainingConfig
+    fine_tuning: bool
+    tokens: Tokens
+    valid_tokens: Tokens | None
+    on_log: Callable[[LogEntry], None] | None
+    on_step: Callable[[int], None] | None
+    note: Callable[[str], None] | None
+    strategy: Any
+
+    def begin(self, folder: Path) -> Model:
+        """Make the run's folder, then train."""
+        data: dict[str, Any] = {}
+        for key, tokens in (("train", self.tokens), ("valid", self.valid_tokens)):
+            data[f"{key}_tokens"] = 0 if tokens is None else len(tokens)
+            data[f"{key}_files"] = list(tokens.paths) if isinstance(tokens, FileTokens) else None
+            data[f"{key}_sha256"] = None if tokens is None else tokens.digest
+        stepper = self._stepper()
+        facts = {
+            "name": self.name,
+            "base": self.base.name if self.fine_tuning else None,
+            "model": self.base.config.to_dict(),
+            "parameters": self.base.num_parameters,
+            "trainable_parameters": stepper.num_trainable,
+            "data": data,
+            "training": self.config.to_dict(),
+        }
+        if self._is_chief():
+            run = Run.create(folder, facts, self.note or _ignore)
+            # A run needs nothing from outside to go on: where it began is part of it.
+            save_model(self.base, folder / "base")
+        else:
+            run = Run(folder, facts, _ignore)
+        return self._train(stepper, run, Progress())
+
+    def go(self, run: Run | None) -> Model:
+        """Train from the beginning, or from where a run is."""
+        stepper = self._stepper()
+        return self._train(stepper, run, Progress() if run is None else run.restore(stepper))
+
+    def _stepper(self) -> Stepper:
+        end = None if self.base.codec is None else self.base.codec.end_of_text
+        network = training_network(self.base.network, self.config, self.strategy)
+        return Stepper(network, self.config, end_of_text=end, strategy=self.strategy)
+
+    def _is_chief(self) -> bool:
+        resolver = getattr(self.strategy, "cluster_resolver", None)
+        return (
+            resolver is None
+            or not resolver.task_type
+            or (resolver.task_type, resolver.task_id)
+            in (
+                ("chief", 0),
+                ("worker", 0),
+            )
+        )
+
+    def _train(self, stepper: Stepper, run: Run | None, progress: Progress) -> Model:
+        writes = run is not None and self._is_chief()
+        result = GPT2(self.base.config, initialize=False)
+        trained = Model(result, self.base.codec, name=self.name)
+
+        def update_result() -> None:
+            for name, array in stepper.parameters():
+                result.tensors()[name].assign(array)
+
+        def on_log(entry: LogEntry) -> None:
+            if run is not None and writes:
+                run.log(entry)
+                if self.config.sample_prompts and self.base.codec is not None:
+                    update_result()
+                    for prompt in self.config.sample_prompts:
+                        length, seed = self.config.sample_tokens, self.config.seed
+                        sample = trained.generate(prompt, max_tokens=length, top_k=40, seed=seed)[0]
+                        run.sample(entry.step, prompt, sample.text)
+            if self.on_log is not None:
+                self.on_log(entry)
+
+        def on_save(progress: Progress) -> None:
+            assert run is not None
+            run.save(stepper, progress, self.base.codec)
+
+        with run.locked() if run is not None and writes else contextlib.nullcontext():
+            try:
+                train(
+                    stepper,
+                    self.tokens,
+                    peak=peak_learning_rate(self.config, fine_tuning=self.fine_tuning),
+                    valid_tokens=self.valid_tokens,
+                    progress=progress,
+                    on_log=on_log,
+                    on_step=self.on_step,
+                    on_save=on_save if writes else None,
+                )
+            finally:
+                if run is not None and writes:
+                    run.close()
+        update_result()
+        return trained
+
+
+def _ignore(_: str) -> None:
+    """What to do with a note that nobody asked for."""
+
+
+def steps_of(epochs: float, data: Tokens, training: TrainingConfig, config: GPT2Config) -> int:
+    """How many steps go that many times through the text, rounded up."""
+    T = training.sequence_length or config.n_ctx
+    batches = TrainingBatches(data, training.batch_size, T, training.seed).epoch_length
+    return max(1, math.ceil(epochs * batches / training.accumulation_steps))
+
+
+@dataclass(frozen=True)
+class FileTokens:
+    """Tokens that were read from files, and which files, so that a run can find them again."""
+
+    tokens: Tokens
+    paths: tuple[str, ...]
+    """Absolute."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of the tokens."""
+        return self.tokens.digest
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """The windows (B, length) int32 that begin at `starts` (B,)."""
+        return self.tokens.gather(starts, length)
+
+
+def read_data(
+    data: Data, valid_data: Data | None, codec: Codec | None, config: GPT2Config | None = None
+) -> tuple[Tokens, Tokens | None]:
+    """The tokens to train on and those to look at, or None, from whatever stands for them.
+
+    Args:
+        data: text or tokens.
+        valid_data: the same, or None for the held-out part of `data`, where that is a prepared folder.
+        codec: the model's vocabulary; None takes GPT-2's own where `config` is given and it fits.
+        config: the shape of a new model.
+
+    Raises:
+        TrainingError: it cannot be read.
+        CodecError: text, but no vocabulary.
+    """
+    if codec is None and config is not None:
+        codec = fitting_default(config.n_vocab)
+    if isinstance(data, (list, tuple)) and len(data) == 1:
+        data = data[0]
+    if isinstance(data, (str, os.PathLike)) and is_prepared(data):
+        prepared = Prepared(Path(data))
+        if codec is not None and prepared.manifest["codec"]["sha256"] != codec_hash(codec):
+            raise TrainingError(f"{data}: expected tokens of this model's vocabulary, got those of another")
+        path = (os.path.abspath(data),)
+        held_out = None if prepared.valid is None else FileTokens(prepared.valid, path)
+        return FileTokens(prepared.train, path), held_out if valid_data is None else _tokens(valid_data, codec)
+    return _tokens(data, codec), None if valid_data is None else _tokens(valid_data, codec)
+
+
+def _tokens(data: Any, codec: Codec | None) -> Tokens:
     if isinstance(data, np.ndarray):
-        return data
+        return ArrayTokens(data)
+    if hasattr(data, "gather"):
+        tokens: Tokens = data
+        return tokens
     if codec is None:
         raise CodecError("training data: expected tokens, since this model has no vocabulary; got text files")
-    return read_tokens([Path(data)] if isinstance(data, (str, os.PathLike)) else data, codec)
+    paths = [Path(path) for path in ([data] if isinstance(data, (str, os.PathLike)) else data)]
+    row = ArrayTokens(read_tokens(paths, codec))
+    return FileTokens(row, tuple(os.path.abspath(path) for path in paths))

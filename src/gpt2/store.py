@@ -7,6 +7,7 @@ It knows nothing of what is in a model's folder.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import secrets
@@ -23,6 +24,7 @@ from gpt2.errors import CheckpointError, CheckpointNotFoundError, ModelNameError
 BUNDLED = "bundled"
 """The name of the model that the package brings along."""
 
+_STEP = re.compile(r"step-(\d{8,})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Names that Windows keeps for devices, whatever follows their first dot.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
@@ -69,7 +71,8 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
 
     Args:
         name_or_path: None or "bundled" for the bundled model; a name in the store; or the path of a folder, which
-            contains a separator, begins with `.` or `~`, or is no name in the store but exists.
+            contains a separator, begins with `.` or `~`, or is no name in the store but exists. A training run's
+            folder stands for its best checkpoint, or else its last; `RUN@100`, `RUN@best` and `RUN@last` for that one.
 
     Raises:
         ModelNameError: the store has no model of that name.
@@ -85,10 +88,53 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
         return folder_of(text)
     path = Path(os.path.expanduser(text))
     if os.path.exists(path):  # unlike Path.exists, it raises nothing for names that no file can have
-        return path
+        return _checkpoint(path, None) if is_run(path) else path
+    run, at, which = str(path).rpartition("@")
+    if at and is_run(Path(run)):
+        return _checkpoint(Path(run), which)
     if is_path:
         raise CheckpointNotFoundError(f"{text!r:.200}: expected a model's folder, found nothing")
     raise ModelNameError(_unknown(text))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is that of a training run."""
+    return os.path.isfile(path / "run.json") and os.path.isdir(path / "checkpoints")
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where a run's checkpoint after some steps is."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps at which a run has checkpoints, in order."""
+    found = (_STEP.fullmatch(entry.name) for entry in (run / "checkpoints").iterdir())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def best_step(run: Path) -> int | None:
+    """The step of a run's checkpoint with the lowest held-out loss, or None where that is not known."""
+    try:
+        step = json.loads((run / "best.json").read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) and checkpoint_folder(run, step).is_dir() else None
+
+
+def _checkpoint(run: Path, which: str | None) -> Path:
+    steps, best = checkpoint_steps(run), best_step(run)
+    if not steps:
+        raise CheckpointNotFoundError(f"{run}: expected a training run with a checkpoint, found none yet")
+    if which is None:
+        return checkpoint_folder(run, steps[-1] if best is None else best)
+    if which == "best" and best is None:
+        raise CheckpointNotFoundError(f"{run}@best: expected a run with held-out text, found no best checkpoint")
+    number = {"last": steps[-1], "best": best}.get(which, int(which) if which.isdecimal() else None)
+    if number not in steps:
+        known = ", ".join(map(str, steps))
+        raise CheckpointNotFoundError(f"{run}@{which}: expected best, last or one of the steps {known}")
+    return checkpoint_folder(run, int(number))
 
 
 def list_models() -> list[str]:

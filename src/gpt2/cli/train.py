@@ -1,0 +1,170 @@
+"""`gpt2 train`: train a model on text, fine-tune one, or go on with a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DATA...", help="Text files, folders of them, or a folder made by `gpt2 prepare`."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new folder for the run.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder instead.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--from", help="Fine-tune this model: a name or a folder. [default: bundled]")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Begin anew with the shape of a released size, such as 124M.")
+    ] = None,
+    n_layer: Annotated[int | None, typer.Option(help="Begin anew with this many layers.")] = None,
+    n_embd: Annotated[int | None, typer.Option(help="... of this width.")] = None,
+    n_head: Annotated[int | None, typer.Option(help="... with this many heads.")] = None,
+    n_ctx: Annotated[int | None, typer.Option(help="... that see this many tokens.")] = None,
+    valid: Annotated[
+        list[str] | None, typer.Option(help="Held-out text. [default: that of a prepared folder, or none]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Weight updates. [default: 1000]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Instead of --steps: times through the text.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences computed at once.")] = 8,
+    accumulate: Annotated[int, typer.Option(help="Batches for one update.")] = 1,
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens in a sequence. [default: n_ctx]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--lr", help="[default: 6e-4; with --from 1e-4; with LoRA 1e-3]")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="cosine, linear, constant or inverse_sqrt.")] = "cosine",
+    warmup: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = 100,
+    weight_decay: Annotated[float, typer.Option(help="On matrices alone.")] = 0.1,
+    dropout: Annotated[float, typer.Option(help="Share of activations dropped.")] = 0.0,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a quarter more time.")
+    ] = False,
+    separate_documents: Annotated[
+        bool, typer.Option("--separate-documents", help="Do not attend across the end of a document.")
+    ] = False,
+    lora_rank: Annotated[int | None, typer.Option(help="Train adapters of this rank alone.")] = None,
+    lora_targets: Annotated[
+        str | None, typer.Option(help="Which matrices, separated by commas. [default: all four of a block]")
+    ] = None,
+    trainable: Annotated[
+        str | None, typer.Option(help="Which parameters change: patterns such as 'h7/*,ln_f/*'. [default: all]")
+    ] = None,
+    eval_every: Annotated[int, typer.Option(help="Steps between two rows of the table.")] = 100,
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. [default: --eval-every]")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many rows without a better held-out loss.")
+    ] = None,
+    keep_last: Annotated[int, typer.Option(help="Checkpoints kept, besides the best.")] = 2,
+    sample: Annotated[list[str] | None, typer.Option(help="A prompt to continue at each row; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
+) -> None:
+    """Train on text: a new model, or with --from an existing one.
+
+    Ctrl-C stops; `gpt2 train --resume RUN` goes on from the last checkpoint, exactly. Every checkpoint is a model:
+    `gpt2 generate --model RUN "..."` takes the best one, RUN@100 the one after 100 steps.
+
+    Examples:
+      gpt2 train stories/ --from bundled -o my-run --steps 200 --batch-size 4 --sequence-length 128
+      gpt2 train stories/ --n-layer 4 --n-embd 128 --n-head 4 --n-ctx 256 -o small --steps 2000
+    """
+    from gpt2.config import LORA_TARGETS, SIZES, GPT2Config, TrainingConfig, size_name
+    from gpt2.errors import ConfigError
+    from gpt2.live import LiveTable
+
+    if resume is not None:
+        if data or out is not None or base is not None or size is not None:
+            raise ConfigError("--resume: expected nothing else, since the run knows its data and settings")
+        _resume(resume)
+        return
+    if not data:
+        raise ConfigError("DATA: expected text files, folders or a prepared folder, got none")
+    if out is None:
+        raise ConfigError("--out: expected a new folder for the run, got none")
+    given = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head, "n_ctx": n_ctx}
+    shape = {name: value for name, value in given.items() if value is not None}
+    if base is None and size is None and not shape:
+        base = "bundled"
+    if base is not None and (size is not None or shape):
+        raise ConfigError("--from: expected no shape beside it, since the model has one; got both")
+    if steps is not None and epochs is not None:
+        raise ConfigError("--steps, --epochs: expected one of them, got both")
+    config = None
+    if size is not None or shape:
+        config = SIZES[size_name(size)] if size is not None else GPT2Config()
+        config = dataclasses.replace(config, **shape)
+    training = TrainingConfig(
+        steps=1000 if steps is None else steps,
+        batch_size=batch_size,
+        accumulation_steps=accumulate,
+        sequence_length=sequence_length,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warmup_steps=warmup,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        cross_documents=not separate_documents,
+        lora_rank=lora_rank,
+        lora_targets=_split(lora_targets) or LORA_TARGETS,
+        trainable=_split(trainable),
+        eval_every=eval_every,
+        save_every=save_every,
+        patience=patience,
+        keep_last=keep_last,
+        sample_prompts=tuple(sample or ()),
+        seed=seed,
+    )
+    from gpt2 import gpt
+
+    model = gpt.load_model(base) if config is None else None
+    tokens, valid_tokens = gpt.read_data(data, valid, None if model is None else model.codec, config)
+    if epochs is not None:
+        shape_used = config if model is None else model.config
+        assert shape_used is not None
+        training = dataclasses.replace(training, steps=gpt.steps_of(epochs, tokens, training, shape_used))
+    with LiveTable(training.steps) as table:
+        gpt.train_model(
+            tokens,
+            model=model,
+            config=config,
+            valid_data=valid_tokens,
+            training=training,
+            run=out,
+            on_log=lambda entry: table.update(dataclasses.asdict(entry)),
+            on_step=table.step,
+            note=table.note,
+        )
+    _say_how_to_use(out)
+
+
+def _resume(run: Path) -> None:
+    from gpt2 import gpt
+    from gpt2.checkpoints.json_file import read_object
+    from gpt2.live import LiveTable
+
+    facts = read_object(run / "run.json") if (run / "run.json").is_file() else {}
+    total = facts.get("training", {}).get("steps", 0)
+    with LiveTable(total) as table:
+        gpt.resume_training(
+            run,
+            on_log=lambda entry: table.update(dataclasses.asdict(entry)),
+            on_step=table.step,
+            note=table.note,
+        )
+    _say_how_to_use(run)
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def _say_how_to_use(run: Path) -> None:
+    name = str(run) if "/" in str(run) else f"./{run}"
+    typer.echo(f'report: {run / "report.html"}\nuse it: gpt2 generate "Once upon a time" --model {name}')

@@ -1,0 +1,76 @@
+"""AdamW with decoupled decay (Loshchilov and Hutter 2019) and clipping by the norm of all gradients.
+
+By TensorFlow's fused kernel, which reads and writes each number once. The gradient's norm is known before any weight
+changes; a gradient that is not finite changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from gpt2.config import TrainingConfig
+
+EPSILON = 1e-8
+
+
+class AdamW:
+    """The optimizer of some variables.
+
+    Args:
+        variables: name -> Keras variable.
+        config: betas, decay and clipping. Only what has two axes decays: matrices and embeddings.
+    """
+
+    def __init__(self, variables: Mapping[str, Any], config: TrainingConfig) -> None:
+        self.variables, self.config = dict(variables), config
+        self.means = {name: tf.Variable(tf.zeros(v.shape), trainable=False) for name, v in variables.items()}
+        self.squares = {name: tf.Variable(tf.zeros(v.shape), trainable=False) for name, v in variables.items()}
+
+    def apply(self, gradients: list[Any], loss: Any, rate: Any, step: Any) -> Any:
+        """Change the variables, in a graph.
+
+        Args:
+            gradients: one for each variable, in their order.
+            loss: a scalar; nothing changes unless it is finite.
+            rate: the learning rate, a scalar float32.
+            step: the number of this step, from 1, a scalar float32.
+
+        Returns:
+            The norm of all gradients before clipping.
+        """
+        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in dense]))
+        finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
+        tf.cond(finite, lambda: self._change(dense, norm, rate, step), tf.no_op)
+        return norm
+
+    def _change(self, gradients: list[Any], norm: Any, rate: Any, step: Any) -> Any:
+        c = self.config
+        b1, b2 = tf.pow(c.beta_1, step), tf.pow(c.beta_2, step)
+        scale = c.gradient_clip / norm
+        done: list[Any] = []
+        for (name, variable), gradient in zip(self.variables.items(), gradients, strict=True):
+            # One variable after the other, or TensorFlow would make the scaled copies of all at once.
+            with tf.control_dependencies(done):
+                clipped = tf.cond(norm > c.gradient_clip, lambda g=gradient: g * scale, lambda g=gradient: g)  # type: ignore[misc]
+            value = variable.value
+            if len(variable.shape) > 1 and c.weight_decay:
+                done = [value.assign(value * (1 - rate * c.weight_decay), read_value=False)]
+            with tf.control_dependencies([op for op in done if op is not None]):
+                update = tf.raw_ops.ResourceApplyAdam(
+                    **{"var": value.handle, "m": self.means[name].handle, "v": self.squares[name].handle},
+                    **{"beta1_power": b1, "beta2_power": b2, "lr": rate, "beta1": c.beta_1, "beta2": c.beta_2},
+                    # The kernel adds it before the bias is corrected; this makes it what the paper has.
+                    epsilon=EPSILON * tf.sqrt(1 - b2),
+                    grad=clipped,
+                )
+            done = [update]
+        return tf.group(*done)
+
+    def state(self) -> dict[str, Any]:
+        """Name -> TensorFlow variable of all that must be saved."""
+        means = {f"m/{name}": v for name, v in self.means.items()}
+        return means | {f"v/{name}": v for name, v in self.squares.items()}
