@@ -1,0 +1,124 @@
+"""Two replicas and two processes train to the weights of one; a run goes on after a worker was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2.config import GPT2Config, TrainingConfig
+from gpt2.gpt import load_model, train_model
+
+SHAPE = GPT2Config(n_vocab=300, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
+TOKENS = np.random.default_rng(0).integers(0, 300, 700).astype(np.uint16)
+STEPS = 20
+
+REPLICAS = """
+import sys
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
+                                           [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+"""
+WORKERS = """
+import sys
+import numpy as np
+import tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+"""
+TRAIN = """
+from pathlib import Path
+from gpt2.config import GPT2Config, TrainingConfig
+from gpt2.gpt import resume_training, train_model
+assert strategy.num_replicas_in_sync == 2
+run, accumulation = Path(sys.argv[1]), int(sys.argv[2])
+tokens = np.random.default_rng(0).integers(0, 300, 700).astype(np.uint16)
+say = lambda text: print(text, flush=True)
+if (run / "run.json").exists():
+    model = resume_training(run, data=tokens, strategy=strategy, on_step=say, note=say)
+else:
+    shape = GPT2Config(n_vocab=300, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
+    training = TrainingConfig(steps=20, batch_size=4, accumulation_steps=accumulation, learning_rate=1e-2,
+                              warmup_steps=2, eval_every=5)
+    model = train_model(tokens, config=shape, training=training, run=run, strategy=strategy, on_step=say, note=say)
+say("done")
+"""
+
+
+def expected(accumulation: int = 1) -> dict[str, np.ndarray]:
+    """What one process with one device comes to."""
+    training = TrainingConfig(
+        steps=STEPS, batch_size=4, accumulation_steps=accumulation, learning_rate=1e-2, warmup_steps=2, eval_every=5
+    )
+    return train_model(TOKENS, config=SHAPE, training=training).parameters()
+
+
+def assert_close(run: Path, weights: dict[str, np.ndarray]) -> None:
+    ours = load_model(f"{run}@{STEPS}").parameters()
+    for name, array in weights.items():
+        np.testing.assert_allclose(ours[name], array, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_replicas_come_to_the_weights_of_one(tmp_path, accumulation):
+    command = [sys.executable, "-c", REPLICAS + TRAIN, str(tmp_path / "run"), str(accumulation)]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert_close(tmp_path / "run", expected(accumulation))
+
+
+def start_workers(run: Path) -> list[subprocess.Popen[str]]:
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    workers = [f"127.0.0.1:{port}" for port in ports]
+    processes = []
+    for index in range(2):
+        cluster = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), "GRPC_ENABLE_FORK_SUPPORT": "0"}
+        command = [sys.executable, "-c", WORKERS + TRAIN, str(run), "1"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    return processes
+
+
+def stop(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.mark.timeout(280)
+def test_two_processes_come_to_the_weights_of_one_also_after_one_was_killed(tmp_path):
+    run = tmp_path / "run"
+    processes = start_workers(run)
+    try:
+        assert processes[0].stdout is not None
+        for line in processes[0].stdout:
+            if line.startswith("checkpoint step-00000010"):
+                break
+        else:
+            pytest.fail("the first worker ended before its second checkpoint")
+        processes[1].send_signal(signal.SIGKILL)
+        processes[1].wait()
+    finally:
+        stop(processes)  # the other cannot go on alone: a cluster is started anew as a whole
+    processes = start_workers(run)
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        stop(processes)
+    assert [output.rstrip().endswith("done") for output in outputs] == [True, True], outputs[0][-2000:]
+    assert int(next(line for line in outputs[0].splitlines() if line.isdecimal())) > 10
+    assert_close(run, expected())
