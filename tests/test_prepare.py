@@ -225,6 +225,17 @@ def test_there_is_always_something_to_train_on(tmp_path):
     assert len(made.train) + len(made.valid or []) == len(encode("One text of some words.")) + 1
 
 
+def test_of_few_documents_not_too_much_is_held_out(tmp_path):
+    """Of three books the draw took one, which was 84 % of the text."""
+    long = " ".join(f"word{n}" for n in range(3000))
+    for seed in range(30):
+        folder = write(tmp_path / "in", a="A few words.", b="Some others.", c=long)
+        made = prepare([folder], tmp_path / "out", valid_fraction=0.3, seed=seed, shard_tokens=2000)
+        assert 0 < len(made.valid) < 0.9 * (len(made.train) + len(made.valid))
+        assert sorted(split_documents(row(made.train) + row(made.valid)), key=len)[-1] == long
+        made.verify()
+
+
 def test_duplicates_and_empty_documents(tmp_path):
     folder = write(tmp_path / "in", a="Same", b="Same", c="Same ", d="", e=" \n ")
     made = prepare([folder], tmp_path / "out", valid_fraction=0)

@@ -23,6 +23,8 @@ from gpt2.data import shards
 from gpt2.data.documents import Document, find_files, read_documents
 from gpt2.errors import ConfigError, TrainingError
 
+UNLUCKY = 3
+"""Times the share that was asked for: where the documents held out have more tokens, the draw is not used."""
 PIECE = 1 << 20
 """Characters that are encoded at once; longer documents are cut."""
 
@@ -53,7 +55,8 @@ def prepare(
         column: the field with the text in tables and `.jsonl`.
         encoding: of text files.
         valid_fraction: share of the documents that are held out, chosen by a hash of seed and text, whatever their
-            order. Where that hits none, the end of the last document is held out instead.
+            order. Where that hits none, or of few documents far too much, the end of the last document is held out
+            instead.
         seed: of that choice.
         deduplicate: leave out documents whose text came before.
         shard_tokens: tokens of one file at most.
@@ -105,7 +108,7 @@ class _Writer:
     def __init__(self, folder: Path, split: str, dtype: np.dtype, limit: int) -> None:
         self.folder, self.split, self.dtype, self.limit = folder, split, dtype, limit
         self.lengths: list[int] = []
-        self.documents = 0
+        self.documents = self.last_document = 0
         self._file: Any = None
 
     def path(self, n: int) -> Path:
@@ -148,7 +151,6 @@ class _Work:
         self.seen: set[bytes] = set()
         self.duplicates = self.empty = self.forced_cuts = 0
         self.characters = self.documents = 0
-        self.last_document = 0
         self.pending: list[np.ndarray] = []
         self.spool: Any = None  # what is pending of a very long document
 
@@ -253,8 +255,7 @@ class _Work:
         writer.add(np.array([self.codec.end_of_text]))
         writer.documents += 1
         self.documents += 1
-        if not held_out:
-            self.last_document = sum(writer.lengths) - before
+        writer.last_document = sum(writer.lengths) - before
         self._forget()
 
     def _spill(self) -> None:
@@ -268,6 +269,19 @@ class _Work:
             self.spool.close()
             self.spool = None
 
+    def _take_back(self) -> None:
+        """Train on what was held out too: of few documents, the draw took too much."""
+        train, valid = self.writers["train"], self.writers["valid"]
+        for n in range(len(valid.lengths)):
+            with valid.path(n).open("rb") as file:
+                while data := file.read(1 << 22):
+                    train.add(np.frombuffer(data, self.numbers))
+            valid.path(n).unlink()
+        train.close()
+        train.documents += valid.documents
+        train.last_document = valid.last_document
+        valid.lengths, valid.documents = [], 0
+
     def finish(self) -> dict[str, Any]:
         """Close the shards and hold out the end of the last document where no whole one was."""
         train, valid = self.writers["train"], self.writers["valid"]
@@ -275,13 +289,11 @@ class _Work:
             writer.close()
         if not train.lengths and not valid.lengths:
             raise TrainingError("inputs: expected some text, found none")
-        if not train.lengths:  # few documents, and all of them drawn: there must be something to train on
-            for n in range(len(valid.lengths)):
-                os.rename(valid.path(n), train.path(n))
-            train.lengths, train.documents, valid.lengths, valid.documents = valid.lengths, valid.documents, [], 0
-            self.last_document = sum(train.lengths)
+        drawn, total = sum(valid.lengths), sum(train.lengths) + sum(valid.lengths)
+        if not train.lengths or drawn > UNLUCKY * self.valid_fraction * total:
+            self._take_back()
         held_out = "documents" if valid.lengths else "none"
-        count = min(int(self.last_document * self.valid_fraction), train.lengths[-1] - 1)
+        count = min(int(train.last_document * self.valid_fraction), train.lengths[-1] - 1)
         if not valid.lengths and count > 0:
             held_out = "tail"
             path = train.path(len(train.lengths) - 1)
