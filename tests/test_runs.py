@@ -202,6 +202,18 @@ def test_a_folder_with_something_in_it(straight, tmp_path):
         start(straight[0])
 
 
+def test_a_run_killed_while_it_was_made_is_made_again(tmp_path):
+    """`run.json` comes last, when all that a run needs is there."""
+    start(tmp_path / "run", steps=3)
+    for name in os.listdir(tmp_path / "run"):
+        if name not in ("base", "checkpoints", ".lock"):
+            path = tmp_path / "run" / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(store.checkpoint_folder(tmp_path / "run", 3))
+    assert not store.is_run(tmp_path / "run")
+    assert_same(start(tmp_path / "run", steps=3).parameters(), start(tmp_path / "other", steps=3).parameters())
+
+
 def test_other_tokens_than_before(straight):
     with pytest.raises(TrainingError, match="^data: expected the text that the run was begun with, got other tokens"):
         resume_training(straight[0], data=TOKENS[::-1].copy(), valid_data=VALID)
@@ -310,7 +322,7 @@ def kill_and_resume(folder: Path, cycles: int, steps: int) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9")
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(900)
 def test_killed_and_resumed_again_and_again(tmp_path):
     kill_and_resume(tmp_path / "run", cycles=20, steps=200)
 

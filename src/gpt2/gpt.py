@@ -369,9 +369,7 @@ class _Training:
             "training": self.config.to_dict(),
         }
         if self._is_chief():
-            run = Run.create(folder, facts, self.note or _ignore)
-            # A run needs nothing from outside to go on: where it began is part of it.
-            save_model(self.base, folder / "base")
+            run = Run.create(folder, facts, self.note or _ignore, lambda path: save_model(self.base, path))
         else:
             run = Run(folder, facts, _ignore)
         return self._train(stepper, run, Progress())

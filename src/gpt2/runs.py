@@ -54,16 +54,28 @@ class Run:
         self._tensorboard: TensorBoardLog | None = None
 
     @classmethod
-    def create(cls, folder: Path, facts: Mapping[str, Any], note: Callable[[str], None]) -> Run:
-        """Begin a run in a folder that is empty or not there yet.
+    def create(
+        cls, folder: Path, facts: Mapping[str, Any], note: Callable[[str], None], save_base: Callable[[Path], object]
+    ) -> Run:
+        """Begin a run in a folder that is empty or not there yet, or that a call killed in here has left.
+
+        Args:
+            folder: RUN.
+            facts: for `run.json`.
+            note: see the class.
+            save_base: writes the model that the run begins from, so that it needs nothing from outside to go on.
 
         Raises:
             TrainingError: there is something in it.
         """
-        if folder.exists() and (not folder.is_dir() or any(e.name not in (".lock", "data") for e in folder.iterdir())):
+        left = {".lock", "base", "checkpoints"}
+        if folder.exists() and (
+            not folder.is_dir() or any(e.name not in left and ".gpt2-tmp-" not in e.name for e in folder.iterdir())
+        ):
             hint = f"; to go on with it: gpt2 train --resume {folder}" if store.is_run(folder) else ""
             raise TrainingError(f"{folder}: expected an empty folder or none for a new run, found something{hint}")
         folder.mkdir(parents=True, exist_ok=True)
+        save_base(folder / "base")
         (folder / "checkpoints").mkdir(exist_ok=True)
         facts = {"format": FORMAT, **facts, "versions": versions()}
         with atomic_file(folder / "run.json") as path:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2.cli import codec, convert, doctor, download, generate, models, prepare, train
+from gpt2.cli import codec, convert, doctor, download, generate, models, plan, prepare, train
 from gpt2.errors import ConfigError, GPT2Error, PromptError
 
 # The parser's errors, which typer has in one place or another, by what it shows of them.
@@ -40,6 +40,7 @@ app.command("download")(download.download)
 app.add_typer(models.models_app, name="models")
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 
 
