@@ -29,6 +29,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+LAYER_NORM_EPSILON = 1e-5
+"""In every GPT-2."""
+
+
 @dataclass(frozen=True)
 class GPT2Config:
     """The shape of one GPT-2 network. The keys are those of OpenAI's `hparams.json`.
@@ -112,6 +116,20 @@ def size_name(name: str) -> str:
         known = ", ".join([*SIZES, *SIZE_ALIASES])
         raise ConfigError(f"size: expected one of {known}, got {name!r}")
     return canonical
+
+
+def shape_of(size: str | None = None, **changes: int | None) -> GPT2Config:
+    """The shape of a released size, or of the smallest one for None, with some of its settings changed.
+
+    Args:
+        size: a name that `size_name` knows.
+        changes: settings of `GPT2Config`; None leaves them as they are.
+
+    Raises:
+        ConfigError: no such size, or a bad value.
+    """
+    base = GPT2Config() if size is None else SIZES[size_name(size)]
+    return dataclasses.replace(base, **{name: value for name, value in changes.items() if value is not None})
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from gpt2 import checkpoints, store
 from gpt2.beams import beam_search
 from gpt2.checkpoints.names import checked_values
 from gpt2.codec import Codec, codec_for, fitting_default
-from gpt2.config import SIZES, GenerationConfig, GPT2Config, TrainingConfig, size_name
+from gpt2.config import GenerationConfig, GPT2Config, TrainingConfig, shape_of
 from gpt2.data.batches import Tokens, TrainingBatches
 from gpt2.data.prepare import codec_hash
 from gpt2.data.rows import ArrayTokens
@@ -69,7 +69,7 @@ class Model:
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter under its canonical name (`wte`, `h0/attn/c_attn/w`), as float32 copies."""
-        return dict(self._stream_parameters())
+        return dict(self.network.arrays())
 
     def set_parameters(self, values: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]]) -> None:
         """Replace some parameters or all of them.
@@ -90,10 +90,6 @@ class Model:
             if array.shape != shape:
                 raise TensorMismatchError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
             variables[name].assign(array)
-
-    def _stream_parameters(self) -> Iterator[tuple[str, np.ndarray]]:
-        for name, variable in self.network.tensors().items():
-            yield name, np.array(variable.numpy(), dtype=np.float32)
 
     # Asking
 
@@ -183,9 +179,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
     path = store.resolve(name_or_path)
     config, tensors = checkpoints.read(path)
     network = GPT2(config, initialize=False)
-    variables = network.tensors()
-    for name, array in tensors:
-        variables[name].assign(array)
+    network.set_tensors(tensors)
     return Model(
         network, codec_for(path, config.n_vocab), name=store.BUNDLED if name_or_path is None else str(name_or_path)
     )
@@ -202,7 +196,7 @@ def new_model(config: GPT2Config | str, *, seed: int = 0, codec: Codec | None = 
     """
     import keras
 
-    config = SIZES[size_name(config)] if isinstance(config, str) else config
+    config = shape_of(config) if isinstance(config, str) else config
     keras.utils.set_random_seed(seed)
     return Model(GPT2(config), codec or fitting_default(config.n_vocab), name=name)
 
@@ -223,7 +217,7 @@ def save_model(model: Model, path: str | os.PathLike[str], format: str = "native
         CheckpointError: it cannot be written; what was there before is untouched.
     """
     target = Path(path)
-    checkpoints.write(target, model.config, model._stream_parameters(), format=format, codec=model.codec, dtype=dtype)
+    checkpoints.write(target, model.config, model.network.arrays(), format=format, codec=model.codec, dtype=dtype)
     return target
 
 
@@ -402,8 +396,7 @@ class _Training:
         trained = Model(result, self.base.codec, name=self.name)
 
         def update_result() -> None:
-            for name, array in stepper.parameters():
-                result.tensors()[name].assign(array)
+            result.set_tensors(stepper.parameters())
 
         def on_log(entry: LogEntry) -> None:
             if run is not None and writes:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-LAYER_NORM_EPSILON = 1e-5
+from gpt2.config import LAYER_NORM_EPSILON
+
 QUERY_BLOCK = 256
 """Queries of one attention product. A block looks at the keys up to its own end, so that for long sequences nearly
 half of the scores, those above the diagonal, are never made."""
@@ -157,7 +158,7 @@ def attention(
         n_head: H.
         segments: (B, T) int32; positions of different numbers do not see each other. None: all do.
         dropout: share of the attention weights dropped.
-        key: (2,) int32, the seed of the dropout, needed where there is any.
+        key: (2,) int32, the seed of the dropout; None for no dropout.
     """
     B, T, C3 = qkv.shape
     H, D = n_head, C3 // 3 // n_head
@@ -174,7 +175,7 @@ def attention(
 
     def kept(p: Tensor, start: int) -> Tensor | None:
         """What dropout multiplies the weights by, the same in both passes."""
-        if not dropout:
+        if key is None:
             return None
         draws = tf.random.stateless_uniform(tf.shape(p), key + tf.constant([start, 0]))
         return tf.cast(draws >= dropout, p.dtype) / tf.cast(1 - dropout, p.dtype)

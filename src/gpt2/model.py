@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from gpt2 import shared_memory
-from gpt2.config import GPT2Config
+from gpt2.config import LAYER_NORM_EPSILON, GPT2Config
 
-LAYER_NORM_EPSILON = 1e-5
 INIT_STDDEV = 0.02
 """Of every matrix; half of it for `wpe`, as in the released code, and less for what is added to the residual stream
 (divided by sqrt(2 * n_layer), section 2.3 of the paper)."""
@@ -65,9 +65,9 @@ class Dropout(keras.layers.Layer):
 
     def call(self, x: Tensor, key: Tensor | None) -> Tensor:
         """Drop from x (any shape), unless key, (2,) int32, is None."""
-        if key is None or not self.rate:
+        key = self.own_key(key)
+        if key is None:
             return x
-        key = key + ops.convert_to_tensor([0, self.site], dtype="int32")
         if keras.backend.backend() == "tensorflow":
             from gpt2 import kernels
 
@@ -77,6 +77,12 @@ class Dropout(keras.layers.Layer):
         folded = jax.random.fold_in(jax.random.key(key[0]), key[1])
         keep = jax.random.bernoulli(folded, 1 - self.rate, x.shape)
         return ops.where(keep, x / (1 - self.rate), 0)
+
+    def own_key(self, key: Tensor | None) -> Tensor | None:
+        """The key of this place among all places of dropout, or None where nothing is dropped."""
+        if key is None or not self.rate:
+            return None
+        return key + ops.convert_to_tensor([0, self.site], dtype="int32")
 
 
 class LayerNorm(keras.layers.Layer):
@@ -143,7 +149,7 @@ class CausalSelfAttention(keras.layers.Layer):
         self, config: GPT2Config, dropout: float, stddev: float, site: int, kernels: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.kernels, self.dropout = kernels, dropout
+        self.kernels = kernels
         self.n_head, self.head_size = config.n_head, config.head_size
         residual_stddev = stddev / math.sqrt(2 * config.n_layer)
         self.c_attn = Linear(3 * config.n_embd, stddev, name="c_attn", dtype=self.dtype_policy)
@@ -177,9 +183,8 @@ class CausalSelfAttention(keras.layers.Layer):
             The output (B, T, C), and the new tokens' keys and values, each (B, H, T, D) (None from the kernels).
         """
         if self.kernels is not None and past is None:
-            seed = None if key is None else key + ops.convert_to_tensor([0, self.attn_drop.site], dtype="int32")
-            rate = 0.0 if key is None else self.dropout
-            y = self.kernels.attention(self.c_attn(x), self.n_head, segments, rate, seed)
+            drop = self.attn_drop
+            y = self.kernels.attention(self.c_attn(x), self.n_head, segments, drop.rate, drop.own_key(key))
             return self.resid_drop(self.c_proj(y), key=key), None
         B, T, C = ops.shape(x)
         qkv = ops.reshape(self.c_attn(x), (B, T, 3, self.n_head, self.head_size))
@@ -253,7 +258,7 @@ class GPT2(keras.Model):
 
     Args:
         config: the shape.
-        dropout: the share of activations dropped when `training` is true.
+        dropout: the share of activations dropped where a key is given.
         dtype: a Keras dtype policy, `"float32"` or `"mixed_bfloat16"`; logits are float32 with either.
         initialize: False leaves the matrices at zero, for a caller that sets every one of them.
         fused: for training on TensorFlow, use `gpt2.kernels` where there is no cache; shapes must be static then.
@@ -275,7 +280,6 @@ class GPT2(keras.Model):
         self.stddev = INIT_STDDEV if initialize else 0.0
         self.recompute = recompute
         kernels: Any = importlib.import_module("gpt2.kernels") if fused else None
-        self.fused = fused
         self.drop = Dropout(dropout, 0, dtype=self.dtype_policy)
         self.blocks: list[Any] = [
             Block(config, dropout, self.stddev, n, kernels, dtype=self.dtype_policy) for n in range(config.n_layer)
@@ -334,7 +338,6 @@ class GPT2(keras.Model):
         present = []
         for n, block in enumerate(self.blocks):
             if self.recompute and past is None:
-                # Inner tensors are arguments, not closures: what is recomputed must not reach around the function.
                 x, keys_values = _recomputed(block, x, visible, key, segments), None
             else:
                 own = None if past is None else past[n]
@@ -377,3 +380,14 @@ class GPT2(keras.Model):
             for part, layer, letters in parts:
                 found |= {f"{block.name}/{part}/{letter}": getattr(layer, letter) for letter in letters}
         return found | {"ln_f/g": self.ln_f.g, "ln_f/b": self.ln_f.b}
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """A float32 copy of every variable under its canonical name, one at a time."""
+        for name, variable in self.tensors().items():
+            yield name, np.array(ops.convert_to_numpy(variable), dtype=np.float32)
+
+    def set_tensors(self, values: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Set the variables of some canonical names."""
+        variables = self.tensors()
+        for name, array in values:
+            variables[name].assign(array)

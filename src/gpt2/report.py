@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gpt2 import store
 from gpt2.atomic import atomic_file
 from gpt2.errors import TrainingError
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Numbers = np.ndarray
 
-_CHECKPOINT = re.compile(r"step-(\d{1,18})")
 # Above this many points the training loss is drawn pale, and smoothed over it.
 _SMOOTHED_FROM = 60
 _MARKED_UP_TO = 40
@@ -47,7 +47,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         TrainingError: the file cannot be read.
     """
     entries: list[dict[str, Any]] = []
-    for entry in _read_lines(path):
+    for entry in read_lines(path):
         while entries and entries[-1]["step"] >= entry["step"]:
             entries.pop()
         entries.append(entry)
@@ -93,8 +93,12 @@ def _read_run(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects with a step in a file of lines, in the file's order."""
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects with a step in a file of lines, in the file's order; half lines, which a kill leaves, are left out.
+
+    Raises:
+        TrainingError: the file cannot be read; one that is not there has no lines yet.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except FileNotFoundError:
@@ -120,7 +124,7 @@ def _object(line: str) -> dict[str, Any] | None:
 def _read_samples(path: Path) -> dict[str, dict[int, str]]:
     """The samples: prompt -> step -> text, prompts in the order they first came and steps increasing."""
     kept: list[tuple[int, str, str]] = []
-    for entry in _read_lines(path):
+    for entry in read_lines(path):
         step = entry["step"]
         while kept and kept[-1][0] > step:
             kept.pop()
@@ -129,15 +133,6 @@ def _read_samples(path: Path) -> dict[str, dict[int, str]]:
     for step, prompt, text in kept:
         samples.setdefault(prompt, {})[step] = text
     return samples
-
-
-def _checkpoint_steps(run: Path) -> list[int]:
-    folder = run / "checkpoints"
-    try:
-        names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-    except OSError as error:
-        raise TrainingError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    return sorted(int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match)
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -591,7 +586,10 @@ def _sample(step: int, prompt: str, text: str) -> str:
 
 
 def _checkpoint_section(run: Path, curves: _Curves) -> str:
-    steps = _checkpoint_steps(run)
+    try:
+        steps = store.checkpoint_steps(run)
+    except OSError as error:
+        raise TrainingError(f"{run / 'checkpoints'}: cannot be read: {error.strerror or error}") from error
     if not steps:
         return '<h2>Checkpoints</h2>\n<p class="soft">None saved yet.</p>\n'
     valid = {int(step): loss for step, loss in zip(curves.step, curves.valid_loss, strict=True) if not np.isnan(loss)}

@@ -122,7 +122,7 @@ class Run:
         target = store.checkpoint_folder(self.folder, progress.step)
         state = stepper.state()
         with atomic_folder(target, replaceable=lambda _: True) as folder:
-            native.write(folder, stepper.network.config, stepper.parameters(), codec, "float32")
+            native.write_files(folder, stepper.network.config, stepper.parameters(), codec, "float32")
             shapes = {name: tuple(variable.shape) for name, variable in state.items()}
             arrays = ((name, variable.numpy()) for name, variable in state.items())
             tensor_file.write_file(
@@ -172,9 +172,7 @@ class Run:
             raise CheckpointError(f"{folder / 'training.safetensors'}: expected the state of other settings")
         # With adapters, the weights stay those of the base: merged ones would have the adapters twice.
         if not stepper.adapters:
-            tensors = stepper.network.tensors()
-            for name, array in checkpoints.read(folder)[1]:
-                tensors[name].assign(array)
+            stepper.network.set_tensors(checkpoints.read(folder)[1])
         for name, array in tensor_file.stream(entries):
             variables[name].assign(array)
         try:
@@ -224,14 +222,14 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if path.is_file():
-                kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+                kept = [values for values in report.read_lines(path) if values["step"] <= step]
                 with atomic_file(path) as new:
-                    new.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+                    new.write_text("".join(json.dumps(values) + "\n" for values in kept), encoding="utf-8")
         # TensorBoard's files cannot be shortened; they are made anew from the lines that stay.
         shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        for values in _lines(self.folder / "metrics.jsonl"):
+        for values in report.read_lines(self.folder / "metrics.jsonl"):
             self._board().metrics(values)
-        for values in _lines(self.folder / "samples.jsonl"):
+        for values in report.read_lines(self.folder / "samples.jsonl"):
             self._board().sample(values["step"], values["prompt"], values["text"])
 
 
@@ -249,16 +247,3 @@ def versions() -> dict[str, str]:
 def _append(path: Path, values: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.is_file():
-        yield from (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-
-
-def _step_of(line: str) -> float:
-    """The step of a line, or infinity for half a line."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")

@@ -109,8 +109,9 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 
 def checkpoint_steps(run: Path) -> list[int]:
     """The steps at which a run has checkpoints, in order."""
-    found = (_STEP.fullmatch(entry.name) for entry in (run / "checkpoints").iterdir())
-    return sorted(int(match[1]) for match in found if match)
+    folder = run / "checkpoints"
+    names = [entry.name for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
 
 
 def best_step(run: Path) -> int | None:

@@ -20,10 +20,11 @@ from pathlib import Path
 from gpt2 import checkpoints, store
 from gpt2.atomic import atomic_file, atomic_folder
 from gpt2.checkpoints import huggingface, json_file, openai, tensor_file
-from gpt2.checkpoints.transfer import Done, Progress, Settings, check_url, fetch, sha256_of
+from gpt2.checkpoints.transfer import Done, Progress, Settings, check_url, fetch
 from gpt2.codec import VOCAB_BPE_SHA256
 from gpt2.config import SIZES, GPT2Config, size_name
 from gpt2.errors import CheckpointError, ConfigError, DownloadError, IntegrityError
+from gpt2.hashing import sha256_of
 
 ENCODER_JSON_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 

@@ -21,7 +21,7 @@ from gpt2.checkpoints.json_file import read_object
 from gpt2.checkpoints.names import Tensors, check_shapes, expected_shapes
 from gpt2.checkpoints.tensor_file import Entry
 from gpt2.codec import Codec
-from gpt2.config import GPT2Config
+from gpt2.config import LAYER_NORM_EPSILON, GPT2Config
 from gpt2.errors import CheckpointFormatError, TensorMismatchError
 
 WEIGHTS = "model.safetensors"
@@ -43,7 +43,7 @@ _CONFIG_KEYS = {
 # Settings that change what the network computes, with the values under which it is a GPT-2; None is their default.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "activation_function": (None, "gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (None, 1e-5),
+    "layer_norm_epsilon": (None, LAYER_NORM_EPSILON),
     "scale_attn_weights": (None, True),
     "scale_attn_by_inverse_layer_idx": (None, False),
     "add_cross_attention": (None, False),
@@ -212,7 +212,12 @@ def _hf_config(config: GPT2Config, codec: Codec | None, dtype: str) -> dict[str,
     return {
         **{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "torch_dtype": dtype},
         **{theirs: getattr(config, ours) for ours, theirs in _CONFIG_KEYS.items()},
-        **{"n_ctx": config.n_ctx, "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
+        **{
+            "n_ctx": config.n_ctx,
+            "n_inner": None,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": LAYER_NORM_EPSILON,
+        },
         **{"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "initializer_range": 0.02},
         **{"bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True, "use_cache": True},
     }

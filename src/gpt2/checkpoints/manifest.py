@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 from gpt2.checkpoints.json_file import read_object
 from gpt2.errors import CheckpointFormatError
+from gpt2.hashing import sha256_of
 
 NAME = "manifest.json"
-_CHUNK = 1 << 20
 
 
 def write(folder: Path) -> None:
     """List every file of a folder that is finished but for this."""
     files = {
-        entry.name: {"bytes": entry.stat().st_size, "sha256": sha256(entry)}
+        entry.name: {"bytes": entry.stat().st_size, "sha256": sha256_of(entry)}
         for entry in sorted(folder.iterdir())
         if entry.is_file() and entry.name != NAME
     }
@@ -41,16 +40,7 @@ def verify(folder: Path) -> bool:
         size = path.stat().st_size
         if size != entry.get("bytes"):
             raise CheckpointFormatError(f"{path}: expected {entry.get('bytes')} bytes, found {size}; it is damaged")
-        found = sha256(path)
+        found = sha256_of(path)
         if found != entry.get("sha256"):
             raise CheckpointFormatError(f"{path}: expected SHA-256 {entry.get('sha256')}, found {found}; it is damaged")
     return True
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -51,6 +51,12 @@ def open_checkpoint(folder: Path, *, quick: bool = True) -> Contents:
 
 def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | None, dtype: str) -> None:
     """Fill an empty folder."""
+    write_files(folder, config, tensors, codec, dtype)
+    manifest.write(folder)
+
+
+def write_files(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | None, dtype: str) -> None:
+    """As `write`, but without the manifest, for a caller that adds files of its own."""
     settings = {"format": FORMAT, "version": VERSION, **config.to_dict()}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     shapes = expected_shapes(config)
@@ -58,4 +64,3 @@ def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | Non
     if codec is not None:
         for name, data in codec.files("openai").items():
             (folder / name).write_bytes(data)
-    manifest.write(folder)

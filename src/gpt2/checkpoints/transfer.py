@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import DownloadError, IntegrityError
+from gpt2.hashing import digest_of
 
 CHUNK = 1 << 18
 USER_AGENT = "gpt2-download"
@@ -107,11 +108,6 @@ def fetch(url: str, target: Path, *, limit: int, settings: Settings, progress: P
     return Done(target, digest, size)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    return _digest_of(path).hexdigest()
-
-
 def check_url(url: str) -> None:
     """Refuse anything but http and https.
 
@@ -166,7 +162,7 @@ class _Part:
     def digest_of(self, size: int) -> Any:
         """The hash of the `size` bytes that are here, which are read again only if this process did not write them."""
         if self._hashed != size:
-            self._digest, self._hashed = _digest_of(self.path), size
+            self._digest, self._hashed = digest_of(self.path), size
         return self._digest
 
     def discard(self) -> None:
@@ -327,11 +323,3 @@ def _retry_after(text: str) -> float | None:
         return (moment - datetime.datetime.now(moment.tzinfo)).total_seconds()
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _digest_of(path: Path) -> Any:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest

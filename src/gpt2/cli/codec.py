@@ -46,7 +46,7 @@ def encode(
 
     Example: gpt2 encode "Hello world" prints 15496 995.
     """
-    codec = _codec(model)
+    codec = codec_of(model)
     text = read_stdin("text") if text is None else text
     tokens = codec.encode(text, allowed_special=set(codec.special_tokens) if allow_special else ())
     typer.echo(json.dumps(tokens) if as_json else " ".join(map(str, tokens)))
@@ -63,7 +63,7 @@ def decode(
     Ids may be separated by spaces, commas or lines, and a JSON list is understood. Example: gpt2 decode 15496 995
     prints Hello world.
     """
-    codec = _codec(model)
+    codec = codec_of(model)
     words = re.split(r"[\s,\[\]]+", " ".join(tokens) if tokens else read_stdin("token ids"))
     ids = []
     for word in filter(None, words):
@@ -78,7 +78,7 @@ def decode(
     sys.stdout.buffer.flush()
 
 
-def _codec(model: str | None) -> Codec:
+def codec_of(model: str | None) -> Codec:
     """The vocabulary of a model, or GPT-2's own."""
     from gpt2 import store
     from gpt2.codec import Codec, default_codec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import typer
@@ -32,13 +31,11 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from gpt2.config import SIZES, GPT2Config, TrainingConfig, size_name
+    from gpt2.config import TrainingConfig, shape_of
     from gpt2.errors import ConfigError
     from gpt2.plan import fitting
 
-    config = SIZES[size_name(size)] if size is not None else GPT2Config()
-    given = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head, "n_ctx": n_ctx}
-    config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
+    config = shape_of(size, n_layer=n_layer, n_embd=n_embd, n_head=n_head, n_ctx=n_ctx)
     training = TrainingConfig(
         steps=steps,
         batch_size=batch_size,

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from gpt2.cli.codec import codec_of
+
 
 def prepare(
     inputs: Annotated[
@@ -40,15 +42,9 @@ def prepare(
     from rich.console import Console
 
     from gpt2 import store
-    from gpt2.codec import Codec
     from gpt2.data.prepare import prepare as run
-    from gpt2.errors import CodecError
 
-    codec = None
-    if model is not None and model != store.BUNDLED:
-        codec = Codec.from_folder(store.resolve(model))
-        if codec is None:
-            raise CodecError(f"--model: {model} has no vocabulary of its own; leave it out for GPT-2's")
+    codec = codec_of(None if model == store.BUNDLED else model)
     console = Console(stderr=True)
     began = time.monotonic()
     with console.status("reading") as status:

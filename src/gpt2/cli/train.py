@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from gpt2.live import LiveTable
 
 
 def train(
@@ -73,7 +76,7 @@ def train(
       gpt2 train stories/ --from bundled -o my-run --steps 200 --batch-size 4 --sequence-length 128
       gpt2 train stories/ --n-layer 4 --n-embd 128 --n-head 4 --n-ctx 256 -o small --steps 2000
     """
-    from gpt2.config import LORA_TARGETS, SIZES, GPT2Config, TrainingConfig, size_name
+    from gpt2.config import LORA_TARGETS, TrainingConfig, shape_of
     from gpt2.errors import ConfigError
     from gpt2.live import LiveTable
 
@@ -86,18 +89,12 @@ def train(
         raise ConfigError("DATA: expected text files, folders or a prepared folder, got none")
     if out is None:
         raise ConfigError("--out: expected a new folder for the run, got none")
-    given = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head, "n_ctx": n_ctx}
-    shape = {name: value for name, value in given.items() if value is not None}
-    if base is None and size is None and not shape:
-        base = "bundled"
-    if base is not None and (size is not None or shape):
+    anew = any(value is not None for value in (size, n_layer, n_embd, n_head, n_ctx))
+    if base is not None and anew:
         raise ConfigError("--from: expected no shape beside it, since the model has one; got both")
     if steps is not None and epochs is not None:
         raise ConfigError("--steps, --epochs: expected one of them, got both")
-    config = None
-    if size is not None or shape:
-        config = SIZES[size_name(size)] if size is not None else GPT2Config()
-        config = dataclasses.replace(config, **shape)
+    config = shape_of(size, n_layer=n_layer, n_embd=n_embd, n_head=n_head, n_ctx=n_ctx) if anew else None
     training = TrainingConfig(
         steps=1000 if steps is None else steps,
         batch_size=batch_size,
@@ -123,7 +120,7 @@ def train(
     )
     from gpt2 import gpt
 
-    model = gpt.load_model(base) if config is None else None
+    model = gpt.load_model(base) if config is None else None  # without --from the bundled one
     tokens, valid_tokens = gpt.read_data(data, valid, None if model is None else model.codec, config)
     if epochs is not None:
         shape_used = config if model is None else model.config
@@ -137,28 +134,28 @@ def train(
             valid_data=valid_tokens,
             training=training,
             run=out,
-            on_log=lambda entry: table.update(dataclasses.asdict(entry)),
-            on_step=table.step,
-            note=table.note,
+            **_told(table),
         )
     _say_how_to_use(out)
 
 
 def _resume(run: Path) -> None:
     from gpt2 import gpt
-    from gpt2.checkpoints.json_file import read_object
     from gpt2.live import LiveTable
+    from gpt2.runs import Run
 
-    facts = read_object(run / "run.json") if (run / "run.json").is_file() else {}
-    total = facts.get("training", {}).get("steps", 0)
-    with LiveTable(total) as table:
-        gpt.resume_training(
-            run,
-            on_log=lambda entry: table.update(dataclasses.asdict(entry)),
-            on_step=table.step,
-            note=table.note,
-        )
+    with LiveTable(Run.open(run, typer.echo).facts["training"]["steps"]) as table:
+        gpt.resume_training(run, **_told(table))
     _say_how_to_use(run)
+
+
+def _told(table: LiveTable) -> dict[str, Any]:
+    """What training tells the table."""
+    return {
+        "on_log": lambda entry: table.update(dataclasses.asdict(entry)),
+        "on_step": table.step,
+        "note": table.note,
+    }
 
 
 def _split(text: str | None) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import glob
 import gzip
+import importlib
 import io
 import json
 import os
@@ -117,8 +118,6 @@ def _open(file: str) -> contextlib.AbstractContextManager[BinaryIO]:
 
 
 def _extra(module: str) -> Any:
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -155,7 +154,8 @@ def _pieces(stream: BinaryIO, file: str, encoding: str) -> Iterator[str]:
 
 
 def _lines(file: str, column: str | None, encoding: str) -> Iterator[Document]:
-    with _open(file) as stream, _rows_of(stream, encoding, None) as lines:
+    with _open(file) as stream:
+        lines = io.TextIOWrapper(stream, encoding)
         row = 0
         while True:
             row += 1
@@ -194,8 +194,8 @@ def _table(delimiter: str) -> Any:
     def read(file: str, column: str | None, encoding: str) -> Iterator[Document]:
         csv.field_size_limit(MAX_FIELD)
         name = column or "text"
-        with _open(file) as stream, _rows_of(stream, encoding, "") as lines:
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        with _open(file) as stream:
+            rows = csv.reader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
             number, place = 1, -1
             while True:
                 with _decoding(file, number, encoding):
@@ -247,12 +247,6 @@ _READERS: dict[str, Any] = {
     **{".txt": _text, ".md": _text, ".jsonl": _lines},
     **{".csv": _table(","), ".tsv": _table("\t"), ".parquet": _parquet},
 }
-
-
-def _rows_of(
-    stream: BinaryIO, encoding: str, newline: str | None
-) -> contextlib.AbstractContextManager[io.TextIOWrapper]:
-    return contextlib.nullcontext(io.TextIOWrapper(stream, encoding=encoding, newline=newline))
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from gpt2.codec import Codec, default_codec
 from gpt2.data import shards
 from gpt2.data.documents import Document, find_files, read_documents
 from gpt2.errors import ConfigError, TrainingError
+from gpt2.hashing import sha256_of
 
 UNLUCKY = 3
 """Times the share that was asked for: where the documents held out have more tokens, the draw is not used."""
@@ -102,6 +103,10 @@ def codec_hash(codec: Codec) -> str:
     return hashlib.sha256(codec.files("openai")["vocab.bpe"]).hexdigest()
 
 
+def _bytes(tokens: np.ndarray, dtype: np.dtype) -> memoryview:
+    return tokens.astype(dtype).data.cast("B")
+
+
 class _Writer:
     """The shards of one split."""
 
@@ -121,9 +126,14 @@ class _Writer:
                 self._file = self.path(len(self.lengths)).open("wb")
                 self.lengths.append(0)
             part = tokens[: self.limit - self.lengths[-1]]
-            self._file.write(part.astype(self.dtype).data.cast("B"))
+            self._file.write(_bytes(part, self.dtype))
             self.lengths[-1] += len(part)
             tokens = tokens[len(part) :]
+
+    def add_file(self, file: BinaryIO) -> None:
+        """Add numbers of the shards' own kind, from where a file stands to its end."""
+        while data := file.read(1 << 22):
+            self.add(np.frombuffer(data, self.dtype))
 
     def close(self) -> None:
         if self._file is not None:
@@ -132,7 +142,7 @@ class _Writer:
 
     def facts(self) -> dict[str, Any]:
         files = [
-            {"file": self.path(n).name, "tokens": length, "sha256": shards.file_hash(self.path(n))}
+            {"file": self.path(n).name, "tokens": length, "sha256": sha256_of(self.path(n))}
             for n, length in enumerate(self.lengths)
         ]
         return {"tokens": sum(self.lengths), "documents": self.documents, "shards": files}
@@ -150,7 +160,7 @@ class _Work:
         self.writers = {split: _Writer(folder, split, self.numbers, shard_tokens) for split in shards.SPLITS}
         self.seen: set[bytes] = set()
         self.duplicates = self.empty = self.forced_cuts = 0
-        self.characters = self.documents = 0
+        self.characters = 0
         self.pending: list[np.ndarray] = []
         self.spool: Any = None  # what is pending of a very long document
 
@@ -163,7 +173,7 @@ class _Work:
             for (_, digest), tokens in zip(items, future.result(), strict=True):
                 self._add(tokens, digest)
             if on_progress is not None:
-                on_progress(self.characters, self.documents)
+                on_progress(self.characters, sum(writer.documents for writer in self.writers.values()))
 
         with ThreadPoolExecutor(workers) as pool:
             try:
@@ -248,19 +258,17 @@ class _Work:
         if self.spool is not None:
             self._spill()
             self.spool.seek(0)
-            while data := self.spool.read(1 << 22):
-                writer.add(np.frombuffer(data, self.numbers))
+            writer.add_file(self.spool)
         for part in self.pending:
             writer.add(part)
         writer.add(np.array([self.codec.end_of_text]))
         writer.documents += 1
-        self.documents += 1
         writer.last_document = sum(writer.lengths) - before
         self._forget()
 
     def _spill(self) -> None:
         for part in self.pending:
-            self.spool.write(part.astype(self.numbers).data.cast("B"))
+            self.spool.write(_bytes(part, self.numbers))
         self.pending = []
 
     def _forget(self) -> None:
@@ -274,8 +282,7 @@ class _Work:
         train, valid = self.writers["train"], self.writers["valid"]
         for n in range(len(valid.lengths)):
             with valid.path(n).open("rb") as file:
-                while data := file.read(1 << 22):
-                    train.add(np.frombuffer(data, self.numbers))
+                train.add_file(file)
             valid.path(n).unlink()
         train.close()
         train.documents += valid.documents

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpt2.errors import TrainingError
+from gpt2.hashing import sha256_of
 
 MANIFEST = "manifest.json"
 FORMAT = "gpt2-tokens"
@@ -93,7 +94,7 @@ class Prepared:
         """
         for split in SPLITS:
             for entry in self.manifest["splits"][split]["shards"]:
-                found = file_hash(self.folder / entry["file"])
+                found = sha256_of(self.folder / entry["file"])
                 if found != entry["sha256"]:
                     raise TrainingError(
                         f"{self.folder / entry['file']}: expected SHA-256 {entry['sha256']}, found {found}"
@@ -106,15 +107,6 @@ def is_prepared(path: str | os.PathLike[str]) -> bool:
         return json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8")).get("format") == FORMAT
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _read_manifest(path: Path) -> Mapping[str, Any]:

@@ -61,6 +61,5 @@ def attach(network: GPT2, rank: int, alpha: float | None, targets: tuple[str, ..
 
 def merged(network: GPT2, adapters: dict[str, Adapter]) -> Iterator[tuple[str, np.ndarray]]:
     """Every parameter under its canonical name, float32, with the adapters added to the matrices beside them."""
-    for name, variable in network.tensors().items():
-        array = np.array(variable.numpy(), np.float32)
+    for name, array in network.arrays():
         yield name, array + adapters[name].product() if name in adapters else array

@@ -33,7 +33,7 @@ class AdamW:
         """Change the variables, in a graph.
 
         Args:
-            gradients: one for each variable, in their order.
+            gradients: one dense one for each variable, in their order.
             loss: a scalar; nothing changes unless it is finite.
             rate: the learning rate, a scalar float32.
             step: the number of this step, from 1, a scalar float32.
@@ -41,10 +41,9 @@ class AdamW:
         Returns:
             The norm of all gradients before clipping.
         """
-        dense = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in dense]))
+        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        tf.cond(finite, lambda: self._change(dense, norm, rate, step), tf.no_op)
+        tf.cond(finite, lambda: self._change(gradients, norm, rate, step), tf.no_op)
         return norm
 
     def _change(self, gradients: list[Any], norm: Any, rate: Any, step: Any) -> Any:

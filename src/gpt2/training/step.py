@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -195,7 +194,5 @@ def training_network(source: GPT2, config: TrainingConfig, strategy: Any = None)
             fused=True,
             recompute=config.gradient_checkpointing,
         )
-        values = source.tensors()
-        for name, variable in network.tensors().items():
-            variable.assign(keras.ops.convert_to_numpy(values[name]))
+        network.set_tensors(source.arrays())
     return network
