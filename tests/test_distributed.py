@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from gpt2.config import GPT2Config, TrainingConfig
-from gpt2.gpt import load_model, train_model
+from gpt2.gpt import is_chief, load_model, train_model
 
 SHAPE = GPT2Config(n_vocab=300, n_ctx=8, n_embd=8, n_head=2, n_layer=1)
 TOKENS = np.random.default_rng(0).integers(0, 300, 700).astype(np.uint16)
@@ -36,6 +38,7 @@ strategy = tf.distribute.MultiWorkerMirroredStrategy()
 """
 TRAIN = """
 from pathlib import Path
+from types import SimpleNamespace
 from gpt2.config import GPT2Config, TrainingConfig
 from gpt2.gpt import resume_training, train_model
 assert strategy.num_replicas_in_sync == 2
@@ -72,6 +75,23 @@ def test_two_replicas_come_to_the_weights_of_one(tmp_path, accumulation):
     command = [sys.executable, "-c", REPLICAS + TRAIN, str(tmp_path / "run"), str(accumulation)]
     subprocess.run(command, check=True, capture_output=True, timeout=200)
     assert_close(tmp_path / "run", expected(accumulation))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "task", "writes"),
+    [
+        (("worker",), ("worker", 0), True),
+        (("worker",), ("worker", 1), False),
+        (("chief", "worker"), ("chief", 0), True),
+        (("chief", "worker"), ("worker", 0), False),
+    ],
+)
+def test_one_process_alone_writes(jobs: tuple[str, ...], task: tuple[str, int], writes: bool) -> None:
+    """Of a cluster with a chief, its first worker wrote too."""
+    spec = tf.train.ClusterSpec({job: [f"127.0.0.1:{n + 1}", f"127.0.0.1:{n + 3}"] for n, job in enumerate(jobs)})
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(spec, task_type=task[0], task_id=task[1])
+    assert is_chief(SimpleNamespace(cluster_resolver=resolver)) == writes
+    assert is_chief(None)
 
 
 def start_workers(run: Path) -> list[subprocess.Popen[str]]:

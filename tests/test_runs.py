@@ -233,6 +233,16 @@ def test_two_processes_do_not_train_in_one_folder(straight):
         resume_training(straight[0], data=TOKENS, valid_data=VALID)
 
 
+def test_who_is_refused_changes_nothing(straight, tmp_path):
+    """Lines of the log were dropped before the lock was asked for."""
+    pytest.importorskip("fcntl")
+    folder = stopped(straight[0], tmp_path / "run", 3)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with Run.open(folder, print).locked(), pytest.raises(TrainingError, match="another process"):
+        resume_training(folder, data=TOKENS, valid_data=VALID)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     """The save of step 6 fails halfway: step 3 stays, and the run goes on from it later."""
     from gpt2.checkpoints import tensor_file

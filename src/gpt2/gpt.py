@@ -362,7 +362,7 @@ class _Training:
             "data": data,
             "training": self.config.to_dict(),
         }
-        if self._is_chief():
+        if is_chief(self.strategy):
             run = Run.create(folder, facts, self.note or _ignore, lambda path: save_model(self.base, path))
         else:
             run = Run(folder, facts, _ignore)
@@ -378,20 +378,8 @@ class _Training:
         network = training_network(self.base.network, self.config, self.strategy)
         return Stepper(network, self.config, end_of_text=end, strategy=self.strategy)
 
-    def _is_chief(self) -> bool:
-        resolver = getattr(self.strategy, "cluster_resolver", None)
-        return (
-            resolver is None
-            or not resolver.task_type
-            or (resolver.task_type, resolver.task_id)
-            in (
-                ("chief", 0),
-                ("worker", 0),
-            )
-        )
-
     def _train(self, stepper: Stepper, run: Run | None, progress: Progress) -> Model:
-        writes = run is not None and self._is_chief()
+        writes = run is not None and is_chief(self.strategy)
         result = GPT2(self.base.config, initialize=False)
         trained = Model(result, self.base.codec, name=self.name)
 
@@ -415,6 +403,8 @@ class _Training:
             run.save(stepper, progress, self.base.codec)
 
         with run.locked() if run is not None and writes else contextlib.nullcontext():
+            if run is not None and writes:
+                run.forget_after(progress.step)
             try:
                 train(
                     stepper,
@@ -431,6 +421,15 @@ class _Training:
                     run.close()
         update_result()
         return trained
+
+
+def is_chief(strategy: Any) -> bool:
+    """Whether this process is the one that writes: the cluster's chief, or its first worker where it has none."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    if resolver is None or not resolver.task_type:
+        return True
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (chief, 0)
 
 
 def _ignore(_: str) -> None:

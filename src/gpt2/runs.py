@@ -138,7 +138,7 @@ class Run:
         return target
 
     def restore(self, stepper: Stepper) -> Progress:
-        """Give the stepper the newest checkpoint that is whole.
+        """Give the stepper the newest checkpoint that is whole. It only reads, so every worker may do it.
 
         Returns:
             Where the run is; the beginning, if it was stopped before its first checkpoint.
@@ -154,11 +154,9 @@ class Run:
             except CheckpointError as error:
                 self.note(f"{folder.name} is damaged and is skipped: {error}")
                 continue
-            self._forget_after(step)
             return progress
         if steps:
             raise TrainingError(f"{self.folder}: none of its {len(steps)} checkpoints is whole")
-        self._forget_after(0)
         return Progress()
 
     def _load(self, stepper: Stepper, folder: Path) -> Progress:
@@ -217,8 +215,8 @@ class Run:
             self._tensorboard = None
         return report.write_report(self.folder)
 
-    def _forget_after(self, step: int) -> None:
-        """Drop lines about steps that will be taken again."""
+    def forget_after(self, step: int) -> None:
+        """Drop lines about steps that will be taken again; for the one process that writes, under the lock."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.folder / name
             if path.is_file():
