@@ -2,20 +2,22 @@
 
 The same step of the same network with random weights: forward, backward, clipping, AdamW. Each measurement is a process
 of its own; ours and PyTorch's take turns, so that a machine that slows down slows both. PyTorch has its fused AdamW and
-its fused attention. The ratios of the median steps are printed last. With KERAS_BACKEND=jax there is nothing to
-compare: the step is TensorFlow's.
+its fused attention. The ratios of the median steps are printed last. With KERAS_BACKEND=jax our step is JAX's, which is
+the way to an NVIDIA GPU: there is no PyTorch beside it then, and TensorFlow is not needed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +40,8 @@ def main() -> None:
     ratios = []
     for precision in arguments.precisions:
         for shape in arguments.shapes:
-            runs: dict[str, list[dict[str, object]]] = {"ours": [], "torch": []}
+            on_jax = os.environ.get("KERAS_BACKEND") == "jax"
+            runs: dict[str, list[dict[str, Any]]] = {"ours": []} if on_jax else {"ours": [], "torch": []}
             for _ in range(arguments.rounds):
                 for who, found in runs.items():
                     options = ["--size", arguments.size, "--shapes", shape, "--precisions", precision]
@@ -47,15 +50,19 @@ def main() -> None:
             B, T = map(int, shape.split("x"))
             speed = {}
             for who, found in runs.items():
-                seconds = statistics.median(s for run in found for s in run["seconds"][2:])  # type: ignore[index]
+                seconds = statistics.median(s for run in found for s in run["seconds"][2:])
                 speed[who] = B * T / seconds
-                first = statistics.median(run["seconds"][0] for run in found)  # type: ignore[index]
-                peak = max(run["peak"] for run in found)  # type: ignore[type-var]
-                print(
+                first = statistics.median(run["seconds"][0] for run in found)
+                peak = max(run["peak"] for run in found)
+                row = (
                     f"{precision:9} {shape:7} {who:6} {speed[who]:6.0f} tokens/s  first step {first:5.1f} s  {peak} GB"
                 )
-            ratios.append(f"{precision} {shape}: {speed['ours'] / speed['torch']:.2f}")
-    print("ratio  " + "   ".join(ratios))
+                share = [run["flops"] * speed[who] / run["ceiling"] for run in found if "ceiling" in run]
+                print(row + (f"  {statistics.median(share):.0%} of the ceiling" if share else ""))
+            if "torch" in speed:
+                ratios.append(f"{precision} {shape}: {speed['ours'] / speed['torch']:.2f}")
+    if ratios:
+        print("ratio  " + "   ".join(ratios))
 
 
 def batches(arguments: argparse.Namespace) -> list[np.ndarray]:
@@ -65,29 +72,30 @@ def batches(arguments: argparse.Namespace) -> list[np.ndarray]:
     return [rng.integers(0, 50257, (B, T + 1)).astype(np.int32) for _ in range(arguments.steps)]
 
 
-def report(seconds: list[float]) -> None:
+def report(seconds: list[float], **more: float) -> None:
     """Print what was measured for the parent."""
-    peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps({"seconds": seconds, "peak": round(peak, 2), **more}))
 
 
 def measure_ours(arguments: argparse.Namespace) -> None:
     """Take steps with this package."""
     from gpt2.config import SIZES, TrainingConfig
     from gpt2.model import GPT2
-    from gpt2.training.step import Stepper
+    from gpt2.training.loop import flops_per_token
+    from gpt2.training.step import new_stepper
 
     windows = batches(arguments)
-    precision = arguments.precisions[0]
-    dtype = "mixed_bfloat16" if precision == "bfloat16" else "float32"
-    config = TrainingConfig(batch_size=len(windows[0]), precision=precision)
-    stepper = Stepper(GPT2(SIZES[arguments.size], dtype=dtype, fused=True), config)
+    shape = SIZES[arguments.size]
+    config = TrainingConfig(batch_size=len(windows[0]), precision=arguments.precisions[0])
+    stepper = new_stepper(GPT2(shape), config)
     seconds = []
     for number, window in enumerate(windows, start=1):
         began = time.perf_counter()
         stepper.step(number, [(window[:, :-1], window[:, 1:])], 6e-4)
         seconds.append(time.perf_counter() - began)
-    report(seconds)
+    flops = flops_per_token(shape, windows[0].shape[1] - 1)
+    report(seconds, flops=flops, ceiling=stepper.ceiling())
 
 
 def measure_torch(arguments: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--eval-every", type=int, default=100)
+    parser.add_argument("--eval-every", type=int, default=250)
     arguments = parser.parse_args()
 
     with (arguments.stories / "SOURCES.tsv").open(encoding="utf-8", newline="") as file:

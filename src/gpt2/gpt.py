@@ -37,7 +37,7 @@ from gpt2.model import GPT2
 from gpt2.runs import Run
 from gpt2.training import LogEntry, Progress, train
 from gpt2.training.schedule import peak_learning_rate
-from gpt2.training.step import Stepper, training_network
+from gpt2.training.step import Stepper, new_stepper
 
 Prompt = str | Sequence[int] | None
 """Text, token ids, or None for unconditional text from `<|endoftext|>`."""
@@ -375,8 +375,7 @@ class _Training:
 
     def _stepper(self) -> Stepper:
         end = None if self.base.codec is None else self.base.codec.end_of_text
-        network = training_network(self.base.network, self.config, self.strategy)
-        return Stepper(network, self.config, end_of_text=end, strategy=self.strategy)
+        return new_stepper(self.base.network, self.config, end_of_text=end, strategy=self.strategy)
 
     def _train(self, stepper: Stepper, run: Run | None, progress: Progress) -> Model:
         writes = run is not None and is_chief(self.strategy)

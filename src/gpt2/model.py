@@ -47,6 +47,11 @@ class Untouched(keras.initializers.Initializer):
         return ops.cast(shared_memory.as_tensor(shared_memory.zeros(tuple(shape))), dtype or "float32")
 
 
+def _kernels() -> Any:
+    """The module with the costly parts for the backend in use."""
+    return importlib.import_module("gpt2.jax_kernels" if keras.backend.backend() == "jax" else "gpt2.kernels")
+
+
 def _normal(stddev: float) -> keras.initializers.Initializer:
     """N(0, stddev), or for stddev 0 what costs nothing."""
     return keras.initializers.RandomNormal(stddev=stddev) if stddev else Untouched()
@@ -68,15 +73,7 @@ class Dropout(keras.layers.Layer):
         key = self.own_key(key)
         if key is None:
             return x
-        if keras.backend.backend() == "tensorflow":
-            from gpt2 import kernels
-
-            return kernels.dropout(x, self.rate, key)
-        import jax
-
-        folded = jax.random.fold_in(jax.random.key(key[0]), key[1])
-        keep = jax.random.bernoulli(folded, 1 - self.rate, x.shape)
-        return ops.where(keep, x / (1 - self.rate), 0)
+        return _kernels().dropout(x, self.rate, key)
 
     def own_key(self, key: Tensor | None) -> Tensor | None:
         """The key of this place among all places of dropout, or None where nothing is dropped."""
@@ -261,7 +258,7 @@ class GPT2(keras.Model):
         dropout: the share of activations dropped where a key is given.
         dtype: a Keras dtype policy, `"float32"` or `"mixed_bfloat16"`; logits are float32 with either.
         initialize: False leaves the matrices at zero, for a caller that sets every one of them.
-        fused: for training on TensorFlow, use `gpt2.kernels` where there is no cache; shapes must be static then.
+        fused: for training, use `gpt2.kernels` (or `gpt2.jax_kernels`) where there is no cache; shapes must be static.
         recompute: gradient checkpointing: each block keeps only its input and is computed again for its gradient.
     """
 
@@ -279,7 +276,7 @@ class GPT2(keras.Model):
         self.config = config
         self.stddev = INIT_STDDEV if initialize else 0.0
         self.recompute = recompute
-        kernels: Any = importlib.import_module("gpt2.kernels") if fused else None
+        kernels: Any = _kernels() if fused else None
         self.drop = Dropout(dropout, 0, dtype=self.dtype_policy)
         self.blocks: list[Any] = [
             Block(config, dropout, self.stddev, n, kernels, dtype=self.dtype_policy) for n in range(config.n_layer)

@@ -112,12 +112,12 @@ def _child() -> None:
     import numpy as np
 
     from gpt2.model import GPT2
-    from gpt2.training.step import Stepper, training_network
+    from gpt2.training.step import new_stepper
 
     request = json.load(sys.stdin)
     config, training = GPT2Config(**request["config"]), TrainingConfig.from_dict(request["training"])
     base = GPT2(config)  # stays in memory, as the model does that `train_model` is given
-    stepper = Stepper(training_network(base, training), training, end_of_text=0)
+    stepper = new_stepper(base, training, end_of_text=0)
     B, T = training.batch_size, training.sequence_length or config.n_ctx
     rng = np.random.default_rng(0)
     seconds = []

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import os
@@ -234,10 +235,11 @@ class Run:
 def versions() -> dict[str, str]:
     """What the run was made with."""
     import keras
-    import tensorflow as tf
 
+    backend = keras.backend.backend()
     return {
-        **{"gpt2": importlib.metadata.version("gpt2"), "tensorflow": tf.__version__, "keras": keras.__version__},
+        **{"gpt2": importlib.metadata.version("gpt2"), "keras": keras.__version__},
+        backend: importlib.import_module(backend).__version__,
         **{"numpy": np.__version__, "python": platform.python_version()},
     }
 

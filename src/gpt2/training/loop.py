@@ -5,15 +5,12 @@ It writes no files: whoever calls it is told (`on_log`, `on_save`) and gives bac
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from gpt2.config import GPT2Config, TrainingConfig
 from gpt2.data.batches import Tokens, TrainingBatches, evaluation_batches
@@ -41,7 +38,7 @@ class LogEntry:
     tokens_per_second: float
     """Since the entry before, without looks at the held-out text and without saving."""
     ceiling_share: float
-    """The speed as a share of the matrix products that this machine was measured to do; see `ceiling`."""
+    """The speed as a share of the matrix products that this machine was measured to do; see `Stepper.ceiling`."""
     seconds: float
     """Wall-clock time since the start, earlier parts of a resumed run included."""
     seconds_left: float
@@ -137,7 +134,7 @@ def train(
                 learning_rate=rate,
                 gradient_norm=norm,
                 tokens_per_second=speed,
-                ceiling_share=flops * speed / (ceiling(config.precision) * stepper.replicas),
+                ceiling_share=flops * speed / stepper.ceiling(),
                 seconds=state.seconds,
                 seconds_left=0.0 if stop else (config.steps - number) * busy / max(1, counted),
             )
@@ -170,18 +167,3 @@ def flops_per_token(config: GPT2Config, sequence_length: int) -> float:
     C = config.n_embd
     matrices = 12 * config.n_layer * C * C + config.n_vocab * C
     return 6.0 * matrices + 6.0 * config.n_layer * sequence_length * C
-
-
-@functools.cache
-def ceiling(precision: str) -> float:
-    """Operations a second of a large matrix product on this machine in `float32` or `bfloat16`, measured now."""
-    a = tf.cast(tf.random.stateless_normal((2048, 2048), (0, 0)), precision)
-    product = tf.function(tf.matmul)
-    product(a, a).numpy()
-    times: list[float] = []
-    for _ in range(5):
-        started = time.perf_counter()
-        result: Any = product(a, a)
-        result.numpy()
-        times.append(time.perf_counter() - started)
-    return 2.0 * 2048**3 / min(times)
