@@ -168,7 +168,9 @@ def test_attention(segments):
     assert_close(*both("attention", normal(2, 11, 24), rest=(2, segments)))
 
 
-def test_gelu_and_layer_norm():
+def test_linear_layers_gelu_and_layer_norm():
+    assert_close(*both("linear", normal(5, 7), normal(7, 3), normal(3)))
+    assert_close(*both("linear_of_gelu", 4 * normal(5, 7), normal(7, 3), normal(3)))
     assert_close(*both("gelu", 4 * normal(5, 7)))
     assert_close(*both("layer_norm", normal(5, 7), normal(7), normal(7), rest=("float32",)))
 

@@ -20,6 +20,16 @@ LOSS_BLOCK = 2048
 Tensor = Any
 
 
+def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """x (N, in) @ w (in, out) + b (out,), both float32; the product and the result have x's dtype."""
+    return x @ jnp.asarray(w).astype(x.dtype) + jnp.asarray(b).astype(x.dtype)
+
+
+def linear_of_gelu(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """`linear(gelu(x), w, b)`; what GELU gives is made again in the backward pass, not kept."""
+    return linear(jax.checkpoint(gelu)(x), w, b)
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form; any shape."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)

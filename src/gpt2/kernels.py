@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -26,7 +27,9 @@ QUERY_BLOCK = 256
 """Queries of one attention product. A block looks at the keys up to its own end, so that for long sequences nearly
 half of the scores, those above the diagonal, are never made."""
 LOSS_BLOCK = 512
-"""Rows whose logits stand in memory at once: 512 * 50,257 float32 are 103 MB."""
+"""Rows whose float32 logits stand in memory at once, of bfloat16 twice as many: 512 * 50,257 * 4 bytes are 103 MB."""
+SUM_BLOCK = 128
+"""Rows of logits that are summed at once."""
 
 Tensor = Any
 
@@ -61,6 +64,51 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+# Linear layers
+
+
+def _read_after(event: Tensor, source: Any) -> Tensor:
+    """The value of a variable (or a tensor), not before `event` is there.
+
+    For casts: those of a tensor TensorFlow makes once and as early as it can, and keeps until the last use, whatever
+    they are told to wait for. A variable is read when it is told.
+    """
+    with tf.control_dependencies([event]):
+        return source.value.read_value() if isinstance(source, keras.Variable) else tf.identity(source)
+
+
+def _input_gradient(source: Any, upstream: Tensor) -> Tensor:
+    w = tf.cast(_read_after(upstream, source), upstream.dtype)
+    return tf.matmul(upstream, w, transpose_b=True)
+
+
+def _weights_gradient(x: Tensor, upstream: Tensor, dtype: Any) -> Tensor:
+    return tf.cast(tf.matmul(x, upstream, transpose_a=True), dtype)
+
+
+@_compiled
+def _sum_of_rows(upstream: Tensor) -> Tensor:
+    return tf.reduce_sum(tf.cast(upstream, tf.float32), 0)
+
+
+def linear(x: Tensor, w: Any, b: Any) -> Tensor:
+    """x (N, in) @ w (in, out) + b (out,), float32 variables; the product and the result have x's dtype."""
+
+    source = w
+
+    @tf.custom_gradient
+    def apply(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        y = tf.nn.bias_add(tf.matmul(x, tf.cast(w, x.dtype)), tf.cast(b, x.dtype))
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            dx = _input_gradient(source, upstream)
+            return dx, _weights_gradient(x, upstream, w.dtype), _sum_of_rows(upstream)
+
+        return y, gradient
+
+    return apply(x, tf.convert_to_tensor(w), tf.convert_to_tensor(b))
+
+
 # GELU, tanh form: 0.5 v (1 + tanh(z)) = v sigmoid(2 z), with 2 z = v (a + b v^2)
 
 _A = 2 * math.sqrt(2 / math.pi)
@@ -74,16 +122,34 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 @_compiled
-def _gelu_gradient(x: Tensor, upstream: Tensor) -> Tensor:
+def _gelu_and_gradient(x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
     v, d = tf.cast(x, tf.float32), tf.cast(upstream, tf.float32)
     s = tf.sigmoid(v * (_A + _B * v * v))
-    return tf.cast(d * (s + v * s * (1 - s) * (_A + 3 * _B * v * v)), x.dtype)
+    return tf.cast(v * s, x.dtype), tf.cast(d * (s + v * s * (1 - s) * (_A + 3 * _B * v * v)), x.dtype)
 
 
 @tf.custom_gradient
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form; any shape."""
-    return _gelu(x), lambda upstream: _gelu_gradient(x, upstream)
+    return _gelu(x), lambda upstream: _gelu_and_gradient(x, upstream)[1]
+
+
+def linear_of_gelu(x: Tensor, w: Any, b: Any) -> Tensor:
+    """`linear(gelu(x), w, b)`; what GELU gives is made again in the backward pass, not kept."""
+
+    source = w
+
+    @tf.custom_gradient
+    def apply(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        y = tf.nn.bias_add(tf.matmul(_gelu(x), tf.cast(w, x.dtype)), tf.cast(b, x.dtype))
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            activated, dx = _gelu_and_gradient(x, _input_gradient(source, upstream))
+            return dx, _weights_gradient(activated, upstream, w.dtype), _sum_of_rows(upstream)
+
+        return y, gradient
+
+    return apply(x, tf.convert_to_tensor(w), tf.convert_to_tensor(b))
 
 
 # Layer norm
@@ -218,20 +284,39 @@ def attention(
 
 
 @_compiled
-def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of -log p(target), and its gradient in the logits' dtype."""
+def _log_sums_of_few(logits: Tensor) -> Tensor:
     v = tf.cast(logits, tf.float32)
     top = tf.reduce_max(v, -1, keepdims=True)
-    e = tf.exp(v - top)
-    total = tf.reduce_sum(e, -1, keepdims=True)
+    return tf.math.log(tf.reduce_sum(tf.exp(v - top), -1, keepdims=True)) + top
+
+
+def _log_sums(logits: Tensor) -> Tensor:
+    """log of the sum of exp of each row, (N, 1) float32; a few rows at a time, since XLA makes a float32 copy of all
+    that it sums."""
+    parts: list[Tensor] = []
+    for start in range(0, logits.shape[0], SUM_BLOCK):
+        with tf.control_dependencies(parts[-1:]):
+            few = tf.identity(logits[start : start + SUM_BLOCK])
+        parts.append(_log_sums_of_few(few))
+    return tf.concat(parts, 0)
+
+
+@_compiled
+def _logits_gradient(logits: Tensor, log_sums: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of the sum of -log p(target) in the logits' dtype."""
     # By comparison, not by a table of ones: XLA makes neither.
-    hit = tf.range(v.shape[1])[None, :] == targets[:, None]
-    loss = tf.reduce_sum(tf.math.log(total) + top) - tf.reduce_sum(tf.where(hit, v, 0.0))
-    return loss, tf.cast(e / total - tf.cast(hit, tf.float32), logits.dtype)
+    hit = tf.range(logits.shape[1])[None, :] == targets[:, None]
+    return tf.cast(tf.exp(tf.cast(logits, tf.float32) - log_sums) - tf.cast(hit, tf.float32), logits.dtype)
 
 
 def cross_entropy(
-    x: Tensor, wte: Tensor, targets: Tensor, *, train_head: bool = True, measure_only: bool = False
+    x: Tensor,
+    wte: Tensor,
+    targets: Tensor,
+    *,
+    source: Any = None,
+    train_head: bool = True,
+    measure_only: bool = False,
 ) -> Tensor:
     """The mean of -log p(target) in nats, straight from the final hidden states.
 
@@ -242,25 +327,31 @@ def cross_entropy(
         x: (N, C) hidden states after the last layer norm, in the dtype of the products.
         wte: (V, C) float32, the head.
         targets: (N,) int32.
+        source: the variable that `wte` was read from, to read it again when it is needed.
         train_head: whether `wte` gets a gradient from here.
         measure_only: there is no gradient at all.
     """
     N = x.shape[0]
 
     @tf.custom_gradient
-    def loss(x: Tensor, wte: Tensor) -> Tensor:
-        w = tf.cast(wte, x.dtype)
+    def loss(x: Tensor, wte: Tensor, late: Tensor) -> Tensor:
+        w = tf.cast(late, x.dtype)
         total, dw = tf.zeros(()), None
         dx: list[Tensor] = []
         previous: list[Tensor] = []
-        for start in range(0, N, LOSS_BLOCK):
+        block = LOSS_BLOCK * 4 // x.dtype.size
+        for start in range(0, N, block):
             # One block after the other: TensorFlow would run them at once and need the memory of all.
             with tf.control_dependencies(previous):
-                rows = tf.identity(x[start : start + LOSS_BLOCK])
-            part, d = _loss_and_gradient(tf.matmul(rows, w, transpose_b=True), targets[start : start + LOSS_BLOCK])
+                rows = tf.identity(x[start : start + block])
+            logits, own = tf.matmul(rows, w, transpose_b=True), targets[start : start + block]
+            log_sums = _log_sums(logits)
+            hits = tf.gather(logits, own, batch_dims=1)  # not compiled: XLA would first make all logits float32
+            part = tf.reduce_sum(log_sums) - tf.reduce_sum(tf.cast(hits, tf.float32))
             total, previous = total + part, [part]
             if measure_only:
                 continue
+            d = _logits_gradient(logits, log_sums, own)
             dx.append(tf.matmul(d, w))
             previous = [dx[-1]]
             if train_head:
@@ -269,13 +360,13 @@ def cross_entropy(
                 dw = more if dw is None else dw + more
                 previous = [dw]
 
-        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor | None]:
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor | None, None]:
             share = upstream / N
-            return tf.concat(dx, 0) * tf.cast(share, x.dtype), None if dw is None else dw * share
+            return tf.concat(dx, 0) * tf.cast(share, x.dtype), None if dw is None else dw * share, None
 
         return total / N, gradient
 
-    return loss(x, wte)
+    return loss(x, wte, _read_after(x, wte if source is None else source))
 
 
 def dropout(x: Tensor, rate: float, key: Tensor) -> Tensor:

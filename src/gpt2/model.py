@@ -112,23 +112,31 @@ class LayerNorm(keras.layers.Layer):
 class Linear(keras.layers.Layer):
     """`x @ w + b` with w (in, out), which the original calls conv1d."""
 
-    def __init__(self, n_out: int, stddev: float, **kwargs: Any) -> None:
+    def __init__(self, n_out: int, stddev: float, kernels: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.n_out, self.stddev = n_out, stddev
+        self.n_out, self.stddev, self.kernels = n_out, stddev, kernels
         self.adapter: Any = None  # what a low-rank adapter adds, (N, in) -> (N, out); see gpt2.training.lora
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make `w` and `b`."""
         initializer = _normal(self.stddev)
-        self.w = self.add_weight(shape=(input_shape[-1], self.n_out), initializer=initializer, name="w")
-        self.b = self.add_weight(shape=(self.n_out,), initializer="zeros", name="b")
+        shape = (input_shape[-1], self.n_out)
+        self.w = self.add_weight(shape=shape, initializer=initializer, name="w", autocast=False)
+        self.b = self.add_weight(shape=(self.n_out,), initializer="zeros", name="b", autocast=False)
 
-    def call(self, x: Tensor) -> Tensor:
-        """Map x (..., in) to (..., out)."""
+    def call(self, x: Tensor, after_gelu: bool = False) -> Tensor:
+        """Map x (..., in) to (..., out), or with `after_gelu` gelu(x)."""
         # One matrix product over all rows: a product with three axes is slower on every CPU backend.
         *outer, n_in = ops.shape(x)
         rows = ops.reshape(x, (-1, n_in))
-        y = ops.matmul(rows, self.w) + self.b  # (B*T, n_out)
+        if self.kernels is not None and after_gelu and self.adapter is None:
+            y = self.kernels.linear_of_gelu(rows, self.w, self.b)
+        elif self.kernels is not None:
+            rows = self.kernels.gelu(rows) if after_gelu else rows
+            y = self.kernels.linear(rows, self.w, self.b)
+        else:
+            rows = gelu(rows) if after_gelu else rows
+            y = ops.matmul(rows, ops.cast(self.w, rows.dtype)) + ops.cast(self.b, rows.dtype)  # (B*T, n_out)
         if self.adapter is not None:
             y = y + self.adapter(rows)
         return ops.reshape(y, (*outer, self.n_out))
@@ -149,8 +157,8 @@ class CausalSelfAttention(keras.layers.Layer):
         self.kernels = kernels
         self.n_head, self.head_size = config.n_head, config.head_size
         residual_stddev = stddev / math.sqrt(2 * config.n_layer)
-        self.c_attn = Linear(3 * config.n_embd, stddev, name="c_attn", dtype=self.dtype_policy)
-        self.c_proj = Linear(config.n_embd, residual_stddev, name="c_proj", dtype=self.dtype_policy)
+        self.c_attn = Linear(3 * config.n_embd, stddev, kernels, name="c_attn", dtype=self.dtype_policy)
+        self.c_proj = Linear(config.n_embd, residual_stddev, kernels, name="c_proj", dtype=self.dtype_policy)
         self.attn_drop = Dropout(dropout, site, dtype=self.dtype_policy)
         self.resid_drop = Dropout(dropout, site + 1, dtype=self.dtype_policy)
 
@@ -210,11 +218,10 @@ class MLP(keras.layers.Layer):
         self, config: GPT2Config, dropout: float, stddev: float, site: int, kernels: Any = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.gelu = gelu if kernels is None else kernels.gelu
         C = config.n_embd
         residual_stddev = stddev / math.sqrt(2 * config.n_layer)
-        self.c_fc = Linear(4 * C, stddev, name="c_fc", dtype=self.dtype_policy)
-        self.c_proj = Linear(C, residual_stddev, name="c_proj", dtype=self.dtype_policy)
+        self.c_fc = Linear(4 * C, stddev, kernels, name="c_fc", dtype=self.dtype_policy)
+        self.c_proj = Linear(C, residual_stddev, kernels, name="c_proj", dtype=self.dtype_policy)
         self.drop = Dropout(dropout, site, dtype=self.dtype_policy)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
@@ -224,7 +231,7 @@ class MLP(keras.layers.Layer):
 
     def call(self, x: Tensor, key: Tensor | None = None) -> Tensor:
         """Map x (B, T, C) to (B, T, C); `key` as in the attention."""
-        return self.drop(self.c_proj(self.gelu(self.c_fc(x))), key=key)
+        return self.drop(self.c_proj(self.c_fc(x), after_gelu=True), key=key)
 
 
 class Block(keras.layers.Layer):

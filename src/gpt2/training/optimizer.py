@@ -6,6 +6,7 @@ changes; a gradient that is not finite changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,33 +42,36 @@ class AdamW:
         Returns:
             The norm of all gradients before clipping.
         """
+        c = self.config
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
-        tf.cond(finite, lambda: self._change(gradients, norm, rate, step), tf.no_op)
-        return norm
-
-    def _change(self, gradients: list[Any], norm: Any, rate: Any, step: Any) -> Any:
-        c = self.config
+        # What is not finite changes nothing: the gradients become 0, and these numbers leave everything as it is. (Not
+        # by a condition around it all, which would hold every gradient until the end.)
+        rate, scale = tf.where(finite, rate, 0.0), tf.where(finite, c.gradient_clip / norm, 0.0)
+        beta_1, beta_2 = tf.where(finite, c.beta_1, 1.0), tf.where(finite, c.beta_2, 1.0)
         b1, b2 = tf.pow(c.beta_1, step), tf.pow(c.beta_2, step)
-        scale = c.gradient_clip / norm
+        as_it_is = finite & (norm <= c.gradient_clip)
         done: list[Any] = []
-        for (name, variable), gradient in zip(self.variables.items(), gradients, strict=True):
-            # One variable after the other, or TensorFlow would make the scaled copies of all at once.
+        pairs = zip(self.variables.items(), gradients, strict=True)
+        # One variable after the other, or TensorFlow would make the scaled copies of all at once; the largest last,
+        # when the other gradients are no longer there.
+        for (name, variable), gradient in sorted(pairs, key=lambda pair: math.prod(pair[1].shape)):
             with tf.control_dependencies(done):
-                clipped = tf.cond(norm > c.gradient_clip, lambda g=gradient: g * scale, lambda g=gradient: g)  # type: ignore[misc]
+                scaled = lambda g=gradient: tf.math.multiply_no_nan(g, scale)  # noqa: E731
+                clipped = tf.cond(as_it_is, lambda g=gradient: g, scaled)  # type: ignore[misc]
             value = variable.value
             if len(variable.shape) > 1 and c.weight_decay:
-                done = [value.assign(value * (1 - rate * c.weight_decay), read_value=False)]
-            with tf.control_dependencies([op for op in done if op is not None]):
-                update = tf.raw_ops.ResourceApplyAdam(
-                    **{"var": value.handle, "m": self.means[name].handle, "v": self.squares[name].handle},
-                    **{"beta1_power": b1, "beta2_power": b2, "lr": rate, "beta1": c.beta_1, "beta2": c.beta_2},
-                    # The kernel adds it before the bias is corrected; this makes it what the paper has.
-                    epsilon=EPSILON * tf.sqrt(1 - b2),
-                    grad=clipped,
-                )
+                with tf.control_dependencies([clipped]):
+                    value.assign(value.read_value() * (1 - rate * c.weight_decay), read_value=False)
+            update = tf.raw_ops.ResourceApplyAdam(
+                **{"var": value.handle, "m": self.means[name].handle, "v": self.squares[name].handle},
+                **{"beta1_power": b1, "beta2_power": b2, "lr": rate, "beta1": beta_1, "beta2": beta_2},
+                # The kernel adds it before the bias is corrected; this makes it what the paper has.
+                epsilon=EPSILON * tf.sqrt(1 - b2),
+                grad=clipped,
+            )
             done = [update]
-        return tf.group(*done)
+        return norm
 
     def state(self) -> dict[str, Any]:
         """Name -> TensorFlow variable of all that must be saved."""

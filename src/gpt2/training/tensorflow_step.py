@@ -110,7 +110,7 @@ class TensorFlowStepper(Stepper):
         return self.optimizer.apply(gradients, loss, rate, step)
 
     def _measure(self, x: Any, y: Any) -> Any:
-        return self._loss(x, y, None, measure_only=True)
+        return self._loss(x, y, None, tf.convert_to_tensor(self.network.wte.value), measure_only=True)
 
     def _gradients(self, x: Any, y: Any, key: Any) -> tuple[Any, list[Any]]:
         """Loss and gradients of this replica's rows, divided by the number of replicas."""
@@ -121,22 +121,30 @@ class TensorFlowStepper(Stepper):
             y = tf.ensure_shape(tf.slice(y, [number * rows, 0], [rows, -1]), (rows, y.shape[1]))
             key = key + tf.stack([0, tf.cast(number, tf.int32) * self.sites])
         values = [v.value for v in self.variables.values()]
+        head = tf.convert_to_tensor(self.network.wte.value)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(values)
-            loss = self._loss(x, y, key) / self.replicas
-        return loss, [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, values)]
+            tape.watch([*values, head])
+            loss = self._loss(x, y, key, head) / self.replicas
+        names = list(self.variables)
+        *gradients, of_head = tape.gradient(loss, [*values, head])
+        if "wte" in names:
+            # The embedding's part is a few rows: added to the head's in place, not made as large as that first.
+            rows = gradients[names.index("wte")]
+            gradients[names.index("wte")] = tf.tensor_scatter_nd_add(of_head, rows.indices[:, None], rows.values)
+        return loss, [tf.convert_to_tensor(gradient) for gradient in gradients]
 
-    def _loss(self, x: Any, y: Any, key: Any, measure_only: bool = False) -> Any:
+    def _loss(self, x: Any, y: Any, key: Any, head: Any, measure_only: bool = False) -> Any:
         network = self.network
         segments = None
         if not self.config.cross_documents:  # the end of a document belongs to it
             segments = tf.cumsum(tf.cast(x == self.end_of_text, tf.int32), axis=1, exclusive=True)
         key = None if measure_only or not self.config.dropout else key
         hidden, _ = network.hidden(x, key=key, segments=segments)
-        rows = tf.reshape(hidden, (-1, network.config.n_embd))
-        wte = tf.convert_to_tensor(network.wte.value)
-        head = "wte" in self.variables
-        return kernels.cross_entropy(rows, wte, tf.reshape(y, (-1,)), train_head=head, measure_only=measure_only)
+        rows, targets = tf.reshape(hidden, (-1, network.config.n_embd)), tf.reshape(y, (-1,))
+        train_head = "wte" in self.variables
+        return kernels.cross_entropy(
+            rows, head, targets, source=network.wte, train_head=train_head, measure_only=measure_only
+        )
 
     def _reduced(self, loss: Any, gradients: list[Any]) -> tuple[Any, list[Any]]:
         if self.replicas == 1:
