@@ -38,9 +38,10 @@ format: $(VENV)/.installed-check  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed  ## Measure how fast the reference engine writes, and what loading costs
+bench: $(VENV)/.installed-reference  ## Measure loading, writing text and a training step beside torch (half an hour)
 	$(BIN)/python benchmarks/load_memory.py 124M
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/train.py
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build src/*.egg-info

@@ -206,15 +206,15 @@ def test_training_errors(tmp_path: Path, model: Model) -> None:
     with pytest.raises(ConfigError, match="expected one of model"):
         train_model(file, model=model, config=CONFIG)
     for content, message in (
-        (b"\xff\xfea\0", "NUL byte"),
+        (b"\xff\xfea\0", "expected UTF-8, got the byte 0xff at 0; is it UTF-16"),
         (b"caf\xe9 " * 9, "expected UTF-8, got the byte 0xe9 at 3"),
         (b"short", "expected at least"),
     ):
         file.write_bytes(content)
         with pytest.raises(TrainingError, match=message):
             train_model(file, model=model)
-    with pytest.raises(TrainingError, match="expected a text file"):
+    with pytest.raises(TrainingError, match="expected a file, a folder or a pattern"):
         train_model(tmp_path / "none.txt", model=model)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TrainingError, match="got none"):
+    with pytest.raises(TrainingError, match="found none"):
         train_model(tmp_path / "empty", model=model)

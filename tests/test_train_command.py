@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,31 @@ def test_prepare_train_resume_generate(texts: Path, tmp_path: Path) -> None:
 
 def test_epochs_and_text_files(texts: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    out("train", str(texts), "-o", str(run), *SHAPE, "--epochs", "1", "--batch-size", "4", "--eval-every", "50")
+    done = gpt2("train", str(texts), "-o", str(run), *SHAPE, "--epochs", "1", "--batch-size", "4", "--eval-every", "50")
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"9 tokens held out do not fill a sequence of 16" in done.stderr
     facts = json.loads((run / "run.json").read_text())
     windows = (facts["data"]["train_tokens"] - 16) // 16
     assert facts["training"]["steps"] == windows // 4
+    # The text was prepared into the run, which needs nothing from outside, wherever it is moved.
+    assert facts["data"]["train_files"] == ["data"]
+    assert facts["data"]["valid_tokens"] == 0  # the 9 held out fill no sequence, which was said
+    shutil.rmtree(texts)
+    moved = run.rename(tmp_path / "moved")
+    assert "report.html" in out("train", "--resume", str(moved))
+
+
+def test_a_table_with_its_own_column(tmp_path: Path) -> None:
+    table = tmp_path / "stories.csv"
+    table.write_text("title,story\n" + "".join(f'"{n}","{STORY} {n}"\n' for n in range(9)))
+    options = ("--column", "story", "--steps", "2", "--batch-size", "1", "--eval-every", "2")
+    done = gpt2("train", str(table), "-o", str(tmp_path / "run"), *SHAPE, *options, "--valid", str(table))
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().count("of 9 documents to train on") == 2  # the text, and the text held out
+    assert b"valid_loss" in done.stderr
+    missing = gpt2("train", str(table), "-o", str(tmp_path / "two"), *SHAPE, *options[2:])
+    assert missing.returncode == 1
+    assert b"expected a column 'text', found title, story" in missing.stderr
 
 
 @pytest.mark.parametrize(

@@ -26,16 +26,16 @@ from gpt2.checkpoints.names import checked_values
 from gpt2.codec import Codec, codec_for, fitting_default
 from gpt2.config import GenerationConfig, GPT2Config, TrainingConfig, shape_of
 from gpt2.data.batches import Tokens, TrainingBatches
-from gpt2.data.prepare import codec_hash
+from gpt2.data.prepare import codec_hash, read_tokens
 from gpt2.data.rows import ArrayTokens
 from gpt2.data.shards import Prepared, is_prepared
-from gpt2.data.text import read_tokens
 from gpt2.engines.keras import KerasEngine
 from gpt2.errors import CodecError, ConfigError, PromptError, TensorMismatchError, TrainingError
 from gpt2.generation import Completion, Piece, check_prompts, generate, stream
 from gpt2.model import GPT2
 from gpt2.runs import Run
 from gpt2.training import LogEntry, Progress, train
+from gpt2.training.devices import is_chief
 from gpt2.training.schedule import peak_learning_rate
 from gpt2.training.step import Stepper, new_stepper
 
@@ -185,6 +185,13 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
     )
 
 
+def shape_and_codec(name_or_path: str | os.PathLike[str] | None = None) -> tuple[GPT2Config, Codec | None]:
+    """The shape and the vocabulary of a model that `load_model` would load, without its weights."""
+    path = store.resolve(name_or_path)
+    config = checkpoints.describe(path, quick=True).config
+    return config, codec_for(path, config.n_vocab)
+
+
 def new_model(config: GPT2Config | str, *, seed: int = 0, codec: Codec | None = None, name: str = "new") -> Model:
     """A model with random weights, as GPT-2 begins its training.
 
@@ -222,8 +229,8 @@ def save_model(model: Model, path: str | os.PathLike[str], format: str = "native
 
 
 Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | np.ndarray | Tokens
-"""Text to train on: a folder made by `gpt2 prepare`, text files or folders of them (UTF-8; each file is a document),
-or tokens (N,), in memory or as something with `gather`, `digest` and a length."""
+"""Text to train on: a folder made by `gpt2 prepare`, files or folders of any kind that it reads (all of them is trained
+on), or tokens (N,), in memory or as something with `gather`, `digest` and a length."""
 
 
 def train_model(
@@ -276,7 +283,9 @@ def train_model(
     if valid_data is None and valid_tokens is not None and len(valid_tokens) <= T:
         (note or _ignore)(f"the {len(valid_tokens):,} tokens held out do not fill a sequence of {T}; not measured on")
         valid_tokens = None
-    work = _Training(base, name, training, model is not None, tokens, valid_tokens, on_log, on_step, note, strategy)
+    base_name = None if model is None else base.name
+    work = _Training(base, base_name, name, training, tokens, valid_tokens, on_log, on_step, note, strategy)
+    del base, model  # unless the caller keeps it, its memory is needed
     if run is None:
         return work.go(None)
     return work.begin(Path(run))
@@ -314,7 +323,8 @@ def resume_training(
     base = load_model(Path(run) / "base")
     rows = []
     for given, key, name in ((data, "train", "data"), (valid_data, "valid", "valid_data")):
-        row = given if given is not None else facts["data"][f"{key}_files"]
+        files = facts["data"][f"{key}_files"]
+        row = given if given is not None else files and [os.path.join(run, file) for file in files]
         digest = facts["data"][f"{key}_sha256"]
         if row is None and digest is not None:
             raise TrainingError(f"{name}: expected the tokens that the run was begun with, since they were in no files")
@@ -326,61 +336,79 @@ def resume_training(
             raise TrainingError(f"{name}: expected the text that the run was begun with, got other tokens")
         rows.append(tokens)
     assert rows[0] is not None
-    settings = (base, facts["name"], training, facts["base"] is not None, rows[0], rows[1])
-    return _Training(*settings, on_log, on_step, note, strategy).go(opened)
+    settings = (base, facts["base"], facts["name"], training, rows[0], rows[1])
+    work = _Training(*settings, on_log, on_step, note, strategy)
+    del base, settings
+    return work.go(opened)
 
 
-@dataclass
 class _Training:
     """The parts of one call of `train_model` or `resume_training`."""
 
-    base: Model
-    name: str
-    config: TrainingConfig
-    fine_tuning: bool
-    tokens: Tokens
-    valid_tokens: Tokens | None
-    on_log: Callable[[LogEntry], None] | None
-    on_step: Callable[[int], None] | None
-    note: Callable[[str], None] | None
-    strategy: Any
+    def __init__(
+        self,
+        base: Model,
+        base_name: str | None,
+        name: str,
+        config: TrainingConfig,
+        tokens: Tokens,
+        valid_tokens: Tokens | None,
+        on_log: Callable[[LogEntry], None] | None,
+        on_step: Callable[[int], None] | None,
+        note: Callable[[str], None] | None,
+        strategy: Any,
+    ) -> None:
+        self.base_name, self.name, self.config = base_name, name, config
+        self.tokens, self.valid_tokens, self.strategy = tokens, valid_tokens, strategy
+        self.on_log, self.on_step, self.note = on_log, on_step, note or _ignore
+        self.shape, self.codec = base.config, base.codec
+        self.source: GPT2 | None = base.network
+        """What training begins from, until it has been copied."""
 
     def begin(self, folder: Path) -> Model:
         """Make the run's folder, then train."""
         data: dict[str, Any] = {}
         for key, tokens in (("train", self.tokens), ("valid", self.valid_tokens)):
+            files = [_within(path, folder) for path in tokens.paths] if isinstance(tokens, FileTokens) else None
             data[f"{key}_tokens"] = 0 if tokens is None else len(tokens)
-            data[f"{key}_files"] = list(tokens.paths) if isinstance(tokens, FileTokens) else None
+            data[f"{key}_files"] = files
             data[f"{key}_sha256"] = None if tokens is None else tokens.digest
         stepper = self._stepper()
         facts = {
             "name": self.name,
-            "base": self.base.name if self.fine_tuning else None,
-            "model": self.base.config.to_dict(),
-            "parameters": self.base.num_parameters,
+            "base": self.base_name,
+            "model": self.shape.to_dict(),
+            "parameters": self.shape.num_parameters,
             "trainable_parameters": stepper.num_trainable,
             "data": data,
             "training": self.config.to_dict(),
         }
         if is_chief(self.strategy):
-            run = Run.create(folder, facts, self.note or _ignore, lambda path: save_model(self.base, path))
+            run = Run.create(folder, facts, self.note, self._save_base)
         else:
             run = Run(folder, facts, _ignore)
+        self.source = None
         return self._train(stepper, run, Progress())
 
     def go(self, run: Run | None) -> Model:
         """Train from the beginning, or from where a run is."""
         stepper = self._stepper()
+        self.source = None
         return self._train(stepper, run, Progress() if run is None else run.restore(stepper))
 
+    def _save_base(self, folder: Path) -> None:
+        assert self.source is not None
+        checkpoints.write(folder, self.shape, self.source.arrays(), format="native", codec=self.codec, dtype="float32")
+
     def _stepper(self) -> Stepper:
-        end = None if self.base.codec is None else self.base.codec.end_of_text
-        return new_stepper(self.base.network, self.config, end_of_text=end, strategy=self.strategy)
+        assert self.source is not None
+        end = None if self.codec is None else self.codec.end_of_text
+        return new_stepper(self.source, self.config, end_of_text=end, strategy=self.strategy)
 
     def _train(self, stepper: Stepper, run: Run | None, progress: Progress) -> Model:
         writes = run is not None and is_chief(self.strategy)
-        result = GPT2(self.base.config, initialize=False)
-        trained = Model(result, self.base.codec, name=self.name)
+        result = GPT2(self.shape, initialize=False)
+        trained = Model(result, self.codec, name=self.name)
 
         def update_result() -> None:
             result.set_tensors(stepper.parameters())
@@ -388,7 +416,7 @@ class _Training:
         def on_log(entry: LogEntry) -> None:
             if run is not None and writes:
                 run.log(entry)
-                if self.config.sample_prompts and self.base.codec is not None:
+                if self.config.sample_prompts and self.codec is not None:
                     update_result()
                     for prompt in self.config.sample_prompts:
                         length, seed = self.config.sample_tokens, self.config.seed
@@ -399,7 +427,7 @@ class _Training:
 
         def on_save(progress: Progress) -> None:
             assert run is not None
-            run.save(stepper, progress, self.base.codec)
+            run.save(stepper, progress, self.codec)
 
         with run.locked() if run is not None and writes else contextlib.nullcontext():
             if run is not None and writes:
@@ -408,7 +436,7 @@ class _Training:
                 train(
                     stepper,
                     self.tokens,
-                    peak=peak_learning_rate(self.config, fine_tuning=self.fine_tuning),
+                    peak=peak_learning_rate(self.config, fine_tuning=self.base_name is not None),
                     valid_tokens=self.valid_tokens,
                     progress=progress,
                     on_log=on_log,
@@ -422,13 +450,10 @@ class _Training:
         return trained
 
 
-def is_chief(strategy: Any) -> bool:
-    """Whether this process is the one that writes: the cluster's chief, or its first worker where it has none."""
-    resolver = getattr(strategy, "cluster_resolver", None)
-    if resolver is None or not resolver.task_type:
-        return True
-    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
-    return (resolver.task_type, resolver.task_id) == (chief, 0)
+def _within(path: str, folder: Path) -> str:
+    """A path relative to a run's folder if it is in it, so that the run can be moved; else the path as it is."""
+    inside = Path(path).is_relative_to(Path(os.path.abspath(folder)))
+    return os.path.relpath(path, os.path.abspath(folder)) if inside else path
 
 
 def _ignore(_: str) -> None:
@@ -501,5 +526,7 @@ def _tokens(data: Any, codec: Codec | None) -> Tokens:
     if codec is None:
         raise CodecError("training data: expected tokens, since this model has no vocabulary; got text files")
     paths = [Path(path) for path in ([data] if isinstance(data, (str, os.PathLike)) else data)]
+    if len(paths) == 1 and is_prepared(paths[0]):
+        return FileTokens(Prepared(paths[0]).train, (os.path.abspath(paths[0]),))
     row = ArrayTokens(read_tokens(paths, codec))
     return FileTokens(row, tuple(os.path.abspath(path) for path in paths))

@@ -30,7 +30,7 @@ class TrainRequest:
     """What to train."""
 
     training_files: tuple[str, ...]
-    """UTF-8 text files, or folders of `.txt` files; each file is a document."""
+    """Files or folders of any kind that `gpt2 prepare` reads, or one folder that it has made."""
     name: str
     """What the result is called, in `query_model(..., model=name)` and `save_model_via_api`."""
     model: str | None = None

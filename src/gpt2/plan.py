@@ -116,8 +116,7 @@ def _child() -> None:
 
     request = json.load(sys.stdin)
     config, training = GPT2Config(**request["config"]), TrainingConfig.from_dict(request["training"])
-    base = GPT2(config)  # stays in memory, as the model does that `train_model` is given
-    stepper = new_stepper(base, training, end_of_text=0)
+    stepper = new_stepper(GPT2(config), training, end_of_text=0)
     B, T = training.batch_size, training.sequence_length or config.n_ctx
     rng = np.random.default_rng(0)
     seconds = []

@@ -1,6 +1,7 @@
 """A training run on disk: its settings, its numbers, its checkpoints; killed at any moment, it can go on.
 
     RUN/run.json                 settings, data, versions
+    RUN/data/, valid/            the tokens, where they were prepared for this run
     RUN/metrics.jsonl            a line for each entry of the log
     RUN/samples.jsonl            what the model wrote on the way
     RUN/tensorboard/             the same numbers for TensorBoard
@@ -39,6 +40,8 @@ from gpt2.training import LogEntry, Progress
 from gpt2.training.step import Stepper
 
 FORMAT = 1
+DATA, VALID = "data", "valid"
+"""In a run's folder, text that `gpt2 train` has prepared for it."""
 
 
 class Run:
@@ -69,7 +72,7 @@ class Run:
         Raises:
             TrainingError: there is something in it.
         """
-        left = {".lock", "base", "checkpoints"}
+        left = {".lock", "base", "checkpoints", DATA, VALID}
         if folder.exists() and (
             not folder.is_dir() or any(e.name not in left and ".gpt2-tmp-" not in e.name for e in folder.iterdir())
         ):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gpt2.cli.codec import codec_of
+
+if TYPE_CHECKING:
+    from gpt2.data.prepare import Progress
+    from gpt2.data.shards import Prepared
 
 
 def prepare(
@@ -39,24 +45,15 @@ def prepare(
 
     Example: gpt2 prepare stories/ -o data && gpt2 train data -o my-run
     """
-    from rich.console import Console
-
     from gpt2 import store
     from gpt2.data.prepare import prepare as run
 
-    codec = codec_of(None if model == store.BUNDLED else model)
-    console = Console(stderr=True)
     began = time.monotonic()
-    with console.status("reading") as status:
-
-        def on_progress(characters: int, documents: int) -> None:
-            speed = characters / 1e6 / max(time.monotonic() - began, 1e-3)
-            status.update(f"{documents:,} documents, {characters / 1e6:,.1f} M characters, {speed:.1f} M/s")
-
+    with progress_bar() as on_progress:
         result = run(
             inputs,
             out,
-            codec=codec,
+            codec=codec_of(None if model == store.BUNDLED else model),
             column=column,
             encoding=encoding,
             valid_fraction=valid,
@@ -64,9 +61,41 @@ def prepare(
             deduplicate=not keep_duplicates,
             shard_tokens=shard_tokens,
             workers=workers,
-            on_progress=on_progress if sys.stderr.isatty() else None,
+            on_progress=on_progress,
         )
-    facts = result.manifest
+    say_what_was_prepared(result, out)
+    typer.echo(f"{result.manifest['characters'] / 1e6 / (time.monotonic() - began):.1f} M characters a second")
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None] | None]:
+    """What `prepare` tells its progress to: a bar on standard error where that is a terminal, which then goes away."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress
+    from rich.console import Console
+
+    columns = (
+        progress.TextColumn("preparing"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TextColumn("{task.fields[counts]}"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, counts="")
+
+        def on_progress(state: Progress) -> None:
+            counts = f"{state.documents:,} documents, {state.characters / 1e6:,.1f} M characters"
+            bar.update(task, total=state.bytes_total, completed=state.bytes_read, counts=counts)
+
+        yield on_progress
+
+
+def say_what_was_prepared(prepared: Prepared, out: Path) -> None:
+    """Print the counts of a prepared folder."""
+    facts = prepared.manifest
     train, held_out = (facts["splits"][split] for split in ("train", "valid"))
     typer.echo(f"{out}: {train['tokens']:,} tokens of {train['documents']:,} documents to train on")
     if facts["valid_from"] == "documents":
@@ -77,5 +106,3 @@ def prepare(
         typer.echo(f"left out: {facts['duplicates']:,} duplicates, {facts['empty']:,} without text")
     if facts["forced_cuts"]:
         typer.echo(f"{facts['forced_cuts']:,} stretches of a million characters without a space were cut")
-    seconds = time.monotonic() - began
-    typer.echo(f"{facts['characters'] / 1e6 / seconds:.1f} M characters a second")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from gpt2.live import LiveTable
+    from gpt2.codec import Codec
 
 
 def train(
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA...", help="Text files, folders of them, or a folder made by `gpt2 prepare`."),
+        typer.Argument(metavar="DATA...", help="What `gpt2 prepare` reads, or a folder that it has made."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A new folder for the run.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder instead.")] = None,
@@ -30,8 +32,12 @@ def train(
     n_head: Annotated[int | None, typer.Option(help="... with this many heads.")] = None,
     n_ctx: Annotated[int | None, typer.Option(help="... that see this many tokens.")] = None,
     valid: Annotated[
-        list[str] | None, typer.Option(help="Held-out text. [default: that of a prepared folder, or none]")
+        list[str] | None, typer.Option(help="Held-out text. [default: a part that `prepare` holds out]")
     ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The field with the text, in tables and .jsonl. [default: text]")
+    ] = None,
+    encoding: Annotated[str, typer.Option(help="Of text: utf-8, utf-16, latin-1 and so on.")] = "utf-8",
     steps: Annotated[int | None, typer.Option(help="Weight updates. [default: 1000]")] = None,
     epochs: Annotated[float | None, typer.Option(help="Instead of --steps: times through the text.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences computed at once.")] = 8,
@@ -69,16 +75,17 @@ def train(
 ) -> None:
     """Train on text: a new model, or with --from an existing one.
 
-    Ctrl-C stops; `gpt2 train --resume RUN` goes on from the last checkpoint, exactly. Every checkpoint is a model:
-    `gpt2 generate --model RUN "..."` takes the best one, RUN@100 the one after 100 steps.
+    Text is prepared on the way, into RUN/data, as `gpt2 prepare` does it. Ctrl-C stops; `gpt2 train --resume RUN` goes
+    on from the last checkpoint, exactly. Every checkpoint is a model: `gpt2 generate --model RUN "..."` takes the best
+    one, RUN@100 the one after 100 steps.
 
     Examples:
       gpt2 train stories/ --from bundled -o my-run --steps 200 --batch-size 4 --sequence-length 128
       gpt2 train stories/ --n-layer 4 --n-embd 128 --n-head 4 --n-ctx 256 -o small --steps 2000
     """
+    from gpt2 import store
     from gpt2.config import LORA_TARGETS, TrainingConfig, shape_of
     from gpt2.errors import ConfigError
-    from gpt2.live import LiveTable
 
     if resume is not None:
         if data or out is not None or base is not None or size is not None:
@@ -118,50 +125,98 @@ def train(
         sample_prompts=tuple(sample or ()),
         seed=seed,
     )
-    from gpt2 import gpt
+    from gpt2 import gpt, runs
+    from gpt2.codec import fitting_default
+    from gpt2.training.devices import strategy_of_environment
 
-    model = gpt.load_model(base) if config is None else None  # without --from the bundled one
-    tokens, valid_tokens = gpt.read_data(data, valid, None if model is None else model.codec, config)
+    strategy = strategy_of_environment()
+    shape, codec = gpt.shape_and_codec(base) if config is None else (config, fitting_default(config.n_vocab))
+    reading = (column, encoding, codec, strategy)
+    data = _prepared(data, out / runs.DATA, 0.0 if valid else 0.05, *reading)
+    if valid:
+        valid = _prepared(valid, out / runs.VALID, 0.0, *reading)
     if epochs is not None:
-        shape_used = config if model is None else model.config
-        assert shape_used is not None
-        training = dataclasses.replace(training, steps=gpt.steps_of(epochs, tokens, training, shape_used))
-    with LiveTable(training.steps) as table:
+        tokens, _ = gpt.read_data(data, None, codec)
+        training = dataclasses.replace(training, steps=gpt.steps_of(epochs, tokens, training, shape))
+    with _table(training.steps, strategy) as told:
         gpt.train_model(
-            tokens,
-            model=model,
+            data,
+            model=(base or store.BUNDLED) if config is None else None,
             config=config,
-            valid_data=valid_tokens,
+            valid_data=valid or None,
             training=training,
             run=out,
-            **_told(table),
+            strategy=strategy,
+            **told,
         )
-    _say_how_to_use(out)
+    _say_how_to_use(out, strategy)
+
+
+def _prepared(
+    data: list[str],
+    folder: Path,
+    valid_fraction: float,
+    column: str | None,
+    encoding: str,
+    codec: Codec | None,
+    strategy: Any,
+) -> list[str]:
+    """The data themselves if they are a prepared folder, else `folder`, into which they are prepared."""
+    from gpt2 import store
+    from gpt2.cli.prepare import progress_bar, say_what_was_prepared
+    from gpt2.data.prepare import prepare
+    from gpt2.data.shards import is_prepared
+    from gpt2.errors import ConfigError
+
+    if (len(data) == 1 and is_prepared(data[0])) or store.is_run(folder.parent):  # which is refused later, with a hint
+        return data
+    if getattr(strategy, "cluster_resolver", None) is not None:
+        raise ConfigError(f"DATA: expected a folder made by `gpt2 prepare`, which the workers share; got {data[0]}")
+    with progress_bar() as on_progress:
+        options: dict[str, Any] = {"column": column, "encoding": encoding, "valid_fraction": valid_fraction}
+        prepared = prepare(data, folder, codec=codec, on_progress=on_progress, **options)
+    say_what_was_prepared(prepared, folder)
+    return [str(folder)]
 
 
 def _resume(run: Path) -> None:
     from gpt2 import gpt
-    from gpt2.live import LiveTable
     from gpt2.runs import Run
+    from gpt2.training.devices import strategy_of_environment
 
-    with LiveTable(Run.open(run, typer.echo).facts["training"]["steps"]) as table:
-        gpt.resume_training(run, **_told(table))
-    _say_how_to_use(run)
+    strategy = strategy_of_environment()
+    with _table(Run.open(run, typer.echo).facts["training"]["steps"], strategy) as told:
+        gpt.resume_training(run, strategy=strategy, **told)
+    _say_how_to_use(run, strategy)
 
 
-def _told(table: LiveTable) -> dict[str, Any]:
-    """What training tells the table."""
-    return {
-        "on_log": lambda entry: table.update(dataclasses.asdict(entry)),
-        "on_step": table.step,
-        "note": table.note,
-    }
+@contextlib.contextmanager
+def _table(steps: int, strategy: Any) -> Iterator[dict[str, Any]]:
+    """What training tells what happens: a table, in the one process that writes the run; the others are silent."""
+    from gpt2.live import LiveTable
+    from gpt2.training.devices import is_chief
+
+    if not is_chief(strategy):
+        typer.echo("training; the first worker writes the run and says how it goes", err=True)
+        yield {}
+        return
+    with LiveTable(steps) as table:
+        if strategy is not None:
+            table.note(f"{strategy.num_replicas_in_sync} devices train together")
+        yield {
+            "on_log": lambda entry: table.update(dataclasses.asdict(entry)),
+            "on_step": table.step,
+            "note": table.note,
+        }
 
 
 def _split(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
-def _say_how_to_use(run: Path) -> None:
-    name = str(run) if "/" in str(run) else f"./{run}"
-    typer.echo(f'report: {run / "report.html"}\nuse it: gpt2 generate "Once upon a time" --model {name}')
+def _say_how_to_use(run: Path, strategy: Any) -> None:
+    from gpt2.training.devices import is_chief
+
+    if is_chief(strategy):
+        name = str(run) if "/" in str(run) else f"./{run}"
+        typer.echo(f'report: {run / "report.html"}\nuse it: gpt2 generate "Once upon a time" --model {name}')

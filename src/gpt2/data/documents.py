@@ -16,7 +16,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,6 +39,31 @@ class Document:
     """The file, and the row where it is one of many."""
     pieces: Iterator[str]
     """The text in order; to be read before the next document."""
+
+
+class Meter:
+    """How many bytes of some files have been read; of compressed ones those of the file, not of the text."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self._sizes = {file: 0 if file == STDIN else os.path.getsize(file) for file in files}
+        self.total: int | None = None if STDIN in files else sum(self._sizes.values())
+        """Of all files; None where one is standard input."""
+        self._before = 0
+        self._stream: BinaryIO | None = None
+
+    @property
+    def done(self) -> int:
+        """So far."""
+        return self._before + (self._stream.tell() if self._stream is not None and not self._stream.closed else 0)
+
+    def opened(self, stream: BinaryIO) -> None:
+        """A file is read from now on."""
+        self._stream = stream
+
+    def finished(self, file: str) -> None:
+        """A file has been read."""
+        self._before += self._sizes[file]
+        self._stream = None
 
 
 def find_files(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -66,7 +91,9 @@ def find_files(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
     return files
 
 
-def read_documents(files: Iterable[str], *, column: str | None = None, encoding: str = "utf-8") -> Iterator[Document]:
+def read_documents(
+    files: Iterable[str], *, column: str | None = None, encoding: str = "utf-8", meter: Meter | None = None
+) -> Iterator[Document]:
     """The documents in some files, in order.
 
     Args:
@@ -74,6 +101,7 @@ def read_documents(files: Iterable[str], *, column: str | None = None, encoding:
         column: the field or column with the text; None for `text`, or in `.jsonl` also `prompt` and `completion`
             together.
         encoding: of text; a byte order mark of UTF-8 is skipped.
+        meter: of these files; it is kept up to date.
 
     Raises:
         TrainingError: a file that cannot be read as what it says it is; the message has file and row or byte.
@@ -82,10 +110,13 @@ def read_documents(files: Iterable[str], *, column: str | None = None, encoding:
         codecs.lookup(encoding)
     except LookupError:
         raise TrainingError(f"encoding: expected a name such as utf-8 or latin-1, got {encoding!r}") from None
+    encoding = "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding
     for file in files:
         kind = ".txt" if file == STDIN else _kind(file) or ".txt"
         with _reading(file):
-            yield from _READERS[kind](file, column, "utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
+            yield from _READERS[kind](file, column, encoding, meter)
+        if meter is not None:
+            meter.finished(file)
 
 
 @contextlib.contextmanager
@@ -107,14 +138,23 @@ def _kind(file: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def _open(file: str) -> contextlib.AbstractContextManager[BinaryIO]:
+@contextlib.contextmanager
+def _open(file: str, meter: Meter | None) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed."""
     if file == STDIN:
-        return contextlib.nullcontext(sys.stdin.buffer)
-    if file.lower().endswith(".gz"):
-        return gzip.open(file, "rb")  # type: ignore[return-value]
-    if file.lower().endswith(".zst"):
-        return _extra("zstandard").open(file, "rb")
-    return open(file, "rb")
+        yield sys.stdin.buffer
+        return
+    with open(file, "rb") as stream:
+        if meter is not None:
+            meter.opened(stream)
+        if file.lower().endswith(".gz"):
+            with gzip.open(stream, "rb") as plain:
+                yield plain  # type: ignore[misc]
+        elif file.lower().endswith(".zst"):
+            with _extra("zstandard").open(stream, "rb") as plain:
+                yield plain
+        else:
+            yield stream
 
 
 def _extra(module: str) -> Any:
@@ -125,8 +165,8 @@ def _extra(module: str) -> Any:
         raise TrainingError(f"{package}: needed for this file; install it with: pip install 'gpt2[data]'") from None
 
 
-def _text(file: str, column: str | None, encoding: str) -> Iterator[Document]:
-    with _open(file) as stream:
+def _text(file: str, column: str | None, encoding: str, meter: Meter | None) -> Iterator[Document]:
+    with _open(file, meter) as stream:
         yield Document(file, _pieces(stream, file, encoding))
 
 
@@ -153,8 +193,8 @@ def _pieces(stream: BinaryIO, file: str, encoding: str) -> Iterator[str]:
         offset += len(data)
 
 
-def _lines(file: str, column: str | None, encoding: str) -> Iterator[Document]:
-    with _open(file) as stream:
+def _lines(file: str, column: str | None, encoding: str, meter: Meter | None) -> Iterator[Document]:
+    with _open(file, meter) as stream:
         lines = io.TextIOWrapper(stream, encoding)
         row = 0
         while True:
@@ -191,10 +231,10 @@ def _field(line: str, file: str, row: int, column: str | None) -> str:
 
 
 def _table(delimiter: str) -> Any:
-    def read(file: str, column: str | None, encoding: str) -> Iterator[Document]:
+    def read(file: str, column: str | None, encoding: str, meter: Meter | None) -> Iterator[Document]:
         csv.field_size_limit(MAX_FIELD)
         name = column or "text"
-        with _open(file) as stream:
+        with _open(file, meter) as stream:
             rows = csv.reader(io.TextIOWrapper(stream, encoding, newline=""), delimiter=delimiter, strict=True)
             number, place = 1, -1
             while True:
@@ -220,7 +260,7 @@ def _table(delimiter: str) -> Any:
     return read
 
 
-def _parquet(file: str, column: str | None, encoding: str) -> Iterator[Document]:
+def _parquet(file: str, column: str | None, encoding: str, meter: Meter | None) -> Iterator[Document]:
     parquet = _extra("pyarrow.parquet")
     arrow = _extra("pyarrow")
     name = column or "text"

@@ -13,14 +13,14 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from gpt2.atomic import atomic_folder
 from gpt2.codec import Codec, default_codec
 from gpt2.data import shards
-from gpt2.data.documents import Document, find_files, read_documents
+from gpt2.data.documents import Document, Meter, find_files, read_documents
 from gpt2.errors import ConfigError, TrainingError
 from gpt2.hashing import sha256_of
 
@@ -31,6 +31,19 @@ PIECE = 1 << 20
 
 _Item = tuple[str, bytes | None]
 """A piece of a document, and with its last piece the digest of the whole."""
+
+
+class Progress(NamedTuple):
+    """How far `prepare` has come."""
+
+    characters: int
+    """Encoded so far."""
+    documents: int
+    """Written so far."""
+    bytes_read: int
+    """Of the files."""
+    bytes_total: int | None
+    """In all files; None where one is standard input."""
 
 
 def prepare(
@@ -45,7 +58,7 @@ def prepare(
     deduplicate: bool = True,
     shard_tokens: int = 100_000_000,
     workers: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> shards.Prepared:
     """Encode documents into a folder of shards, `<|endoftext|>` after each; text that spells it stays text.
 
@@ -62,7 +75,7 @@ def prepare(
         deduplicate: leave out documents whose text came before.
         shard_tokens: tokens of one file at most.
         workers: threads that encode; None for one a core.
-        on_progress: called now and then with characters and documents so far.
+        on_progress: called now and then.
 
     Returns:
         The folder, opened.
@@ -83,8 +96,14 @@ def prepare(
     target = Path(out)
     with atomic_folder(target, replaceable=shards.is_prepared) as folder:
         work = _Work(folder, codec, valid_fraction, seed, deduplicate, shard_tokens)
-        documents = read_documents(files, column=column, encoding=encoding)
-        work.run(documents, workers or os.cpu_count() or 1, on_progress)
+        meter = Meter(files)
+        documents = read_documents(files, column=column, encoding=encoding, meter=meter)
+
+        def told(characters: int, written: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress(characters, written, meter.done, meter.total))
+
+        work.run(documents, workers or os.cpu_count() or 1, told)
         manifest = {
             **{"format": shards.FORMAT, "version": shards.VERSION, "dtype": work.dtype},
             "codec": {"n_vocab": codec.n_vocab, "end_of_text": codec.end_of_text, "sha256": codec_hash(codec)},
@@ -96,6 +115,24 @@ def prepare(
         }
         (folder / shards.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return shards.Prepared(target)
+
+
+def read_tokens(inputs: Iterable[str | os.PathLike[str]], codec: Codec) -> np.ndarray:
+    """The tokens (N,) of all documents, `<|endoftext|>` after each, in memory; text that spells it stays text.
+
+    Raises:
+        TrainingError: a file that cannot be read, or no text at all.
+    """
+    end = [] if codec.end_of_text is None else [codec.end_of_text]
+    rows: list[np.ndarray] = []
+    for document in read_documents(find_files(inputs)):
+        text = "".join(document.pieces)
+        if text.strip():
+            row = codec.encode_array(text)
+            rows += [row, np.array(end, row.dtype)]
+    if not rows:
+        raise TrainingError("inputs: expected some text, found none")
+    return np.concatenate(rows)
 
 
 def codec_hash(codec: Codec) -> str:
@@ -164,7 +201,7 @@ class _Work:
         self.pending: list[np.ndarray] = []
         self.spool: Any = None  # what is pending of a very long document
 
-    def run(self, documents: Iterator[Document], workers: int, on_progress: Callable[[int, int], None] | None) -> None:
+    def run(self, documents: Iterator[Document], workers: int, on_progress: Callable[[int, int], None]) -> None:
         """Encode and write all documents, in their order."""
         waiting: collections.deque[tuple[list[_Item], Future[list[np.ndarray]]]] = collections.deque()
 
@@ -172,8 +209,7 @@ class _Work:
             items, future = waiting.popleft()
             for (_, digest), tokens in zip(items, future.result(), strict=True):
                 self._add(tokens, digest)
-            if on_progress is not None:
-                on_progress(self.characters, sum(writer.documents for writer in self.writers.values()))
+            on_progress(self.characters, sum(writer.documents for writer in self.writers.values()))
 
         with ThreadPoolExecutor(workers) as pool:
             try:
