@@ -14,7 +14,7 @@ help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(VENV)/.installed  ## Set up, then write text with the bundled model
-	@$(BIN)/gpt2 generate "Once upon a time" --max-tokens 110 --temperature 0.7 --seed 21
+	@$(BIN)/gpt2 generate "Once upon a time" --max-tokens 110 --temperature 0.7 --seed 5
 	@echo "(synthetic text, written by the bundled GPT-2; try: $(BIN)/gpt2 generate --help)"
 
 install: $(VENV)/.installed  ## Set up the virtual environment with the package
