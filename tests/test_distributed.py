@@ -58,7 +58,11 @@ def expected(accumulation: int = 1) -> dict[str, np.ndarray]:
 def assert_close(run: Path, weights: dict[str, np.ndarray]) -> None:
     ours = load_model(f"{run}@{STEPS}").parameters()
     for name, array in weights.items():
-        np.testing.assert_allclose(ours[name], array, atol=2e-5, err_msg=name)
+        atol = np.full(array.shape, 2e-5)
+        if name.endswith("attn/c_attn/b"):
+            # The keys' biases: the gradient is zero, and what rounding leaves of it Adam makes as large as any other.
+            atol[SHAPE.n_embd : 2 * SHAPE.n_embd] = 2e-4
+        np.testing.assert_array_less(np.abs(ours[name] - array), atol, err_msg=name)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

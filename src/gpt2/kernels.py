@@ -193,23 +193,45 @@ def _layer_norms(dtype: tf.DType) -> Callable[..., Any]:
 # Attention
 
 
-@_compiled
-def _attention_weights(scores: Tensor, scale: Tensor, start: Tensor, segments: Tensor | None = None) -> Tensor:
+def _masked(scores: Tensor, scale: Tensor, start: Tensor, segments: Tensor | None) -> Tensor:
     Tq, Tk = scores.shape[-2:]
     visible = (tf.range(Tq)[:, None] + start) >= tf.range(Tk)[None, :]
     if segments is not None:
         own = tf.slice(segments, [0, start], [segments.shape[0], Tq])  # (B, Tq)
         visible = visible & (own[:, :, None] == segments[:, None, :Tk])  # (B, Tq, Tk)
         visible = visible[:, None]
-    v = tf.where(visible, tf.cast(scores, tf.float32) * scale, -1e9)
-    e = tf.exp(v - tf.reduce_max(v, -1, keepdims=True))
-    return tf.cast(e / tf.reduce_sum(e, -1, keepdims=True), scores.dtype)
+    return tf.where(visible, tf.cast(scores, tf.float32) * scale, -1e9)
 
 
 @_compiled
-def _scores_gradient(p: Tensor, upstream: Tensor, scale: Tensor) -> Tensor:
-    p32, d = tf.cast(p, tf.float32), tf.cast(upstream, tf.float32)
-    return tf.cast(p32 * (d - tf.reduce_sum(p32 * d, -1, keepdims=True)) * scale, p.dtype)
+def _attention_weights(
+    scores: Tensor, scale: Tensor, start: Tensor, segments: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The weights (B, H, Tq, Tk), and the log of the sum of exp of each row, (B, H, Tq, 1) float32."""
+    v = _masked(scores, scale, start, segments)
+    top = tf.reduce_max(v, -1, keepdims=True)
+    e = tf.exp(v - top)
+    total = tf.reduce_sum(e, -1, keepdims=True)
+    return tf.cast(e / total, scores.dtype), tf.math.log(total) + top
+
+
+@_compiled
+def _weights_again(
+    scores: Tensor, log_sums: Tensor, scale: Tensor, start: Tensor, segments: Tensor | None = None
+) -> Tensor:
+    """The same weights without sums."""
+    return tf.cast(tf.exp(_masked(scores, scale, start, segments) - log_sums), scores.dtype)
+
+
+@_compiled
+def _row_sums(y: Tensor, upstream: Tensor) -> Tensor:
+    """What a row's weights times their gradients sum up to, by way of the result (Dao 2023): (B, H, T, 1) float32."""
+    return tf.transpose(tf.reduce_sum(tf.cast(y, tf.float32) * tf.cast(upstream, tf.float32), -1), (0, 2, 1))[..., None]
+
+
+@_compiled
+def _scores_gradient(p: Tensor, upstream: Tensor, row_sums: Tensor, scale: Tensor) -> Tensor:
+    return tf.cast(tf.cast(p, tf.float32) * (tf.cast(upstream, tf.float32) - row_sums) * scale, p.dtype)
 
 
 def attention(
@@ -234,10 +256,11 @@ def attention(
     def heads(qkv: Tensor) -> list[Tensor]:
         return tf.unstack(tf.transpose(tf.reshape(qkv, (B, T, 3, H, D)), (2, 0, 3, 1, 4)), 3)  # (B, H, T, D) each
 
-    def weights(q: Tensor, k: Tensor, start: int) -> Tensor:
-        scores = tf.matmul(q, k, transpose_b=True)  # (B, H, Tq, Tk)
-        mask = () if segments is None else (segments,)
-        return _attention_weights(scores, tf.constant(scale), tf.constant(start), *mask)
+    def scores(q: Tensor, k: Tensor) -> Tensor:
+        return tf.matmul(q, k, transpose_b=True)  # (B, H, Tq, Tk)
+
+    def place(start: int) -> tuple[Tensor, ...]:
+        return (tf.constant(scale), tf.constant(start), *(() if segments is None else (segments,)))
 
     def kept(p: Tensor, start: int) -> Tensor | None:
         """What dropout multiplies the weights by, the same in both passes."""
@@ -249,9 +272,10 @@ def attention(
     @tf.custom_gradient
     def attend(qkv: Tensor) -> Tensor:
         q, k, v = heads(qkv)
-        parts = []
+        parts, log_sums = [], []
         for start, end in blocks:
-            p = weights(q[:, :, start:end], k[:, :, :end], start)
+            p, log_sum = _attention_weights(scores(q[:, :, start:end], k[:, :, :end]), *place(start))
+            log_sums.append(log_sum)
             keep = kept(p, start)
             parts.append(tf.matmul(p if keep is None else p * keep, v[:, :, :end]))
         y = tf.reshape(tf.transpose(tf.concat(parts, 2), (0, 2, 1, 3)), (B, T, C3 // 3))
@@ -259,14 +283,17 @@ def attention(
         def gradient(upstream: Tensor) -> Tensor:
             with tf.control_dependencies([upstream]):  # or TensorFlow would make the weights early and keep them
                 q, k, v = heads(tf.identity(qkv))
-            d = tf.transpose(tf.reshape(upstream, (B, T, H, D)), (0, 2, 1, 3))  # (B, H, T, D)
+            upstream = tf.reshape(upstream, (B, T, H, D))
+            row_sums = _row_sums(tf.reshape(y, (B, T, H, D)), upstream)
+            d = tf.transpose(upstream, (0, 2, 1, 3))  # (B, H, T, D)
             dq, dk, dv = [], [], []
-            for start, end in blocks:
+            for (start, end), log_sum in zip(blocks, log_sums, strict=True):
                 own, keys, values = q[:, :, start:end], k[:, :, :end], v[:, :, :end]
-                p = weights(own, keys, start)
+                p = _weights_again(scores(own, keys), log_sum, *place(start))
                 keep = kept(p, start)
                 dp = tf.matmul(d[:, :, start:end], values, transpose_b=True)
-                ds = _scores_gradient(p, dp if keep is None else dp * keep, tf.constant(scale))
+                dp = dp if keep is None else dp * keep
+                ds = _scores_gradient(p, dp, row_sums[:, :, start:end], tf.constant(scale))
                 dq.append(tf.matmul(ds, keys))
                 rest = [[0, 0], [0, 0], [0, T - end], [0, 0]]
                 dk.append(tf.pad(tf.matmul(ds, own, transpose_a=True), rest))
@@ -291,8 +318,10 @@ def _log_sums_of_few(logits: Tensor) -> Tensor:
 
 
 def _log_sums(logits: Tensor) -> Tensor:
-    """log of the sum of exp of each row, (N, 1) float32; a few rows at a time, since XLA makes a float32 copy of all
-    that it sums."""
+    """log of the sum of exp of each row, (N, 1) float32; of bfloat16 a few rows at a time, since XLA makes a float32
+    copy of all that it sums."""
+    if logits.dtype == tf.float32:
+        return _log_sums_of_few(logits)
     parts: list[Tensor] = []
     for start in range(0, logits.shape[0], SUM_BLOCK):
         with tf.control_dependencies(parts[-1:]):
@@ -302,11 +331,12 @@ def _log_sums(logits: Tensor) -> Tensor:
 
 
 @_compiled
-def _logits_gradient(logits: Tensor, log_sums: Tensor, targets: Tensor) -> Tensor:
-    """The gradient of the sum of -log p(target) in the logits' dtype."""
+def _logits_gradient(logits: Tensor, log_sums: Tensor, targets: Tensor, share: Tensor) -> Tensor:
+    """The gradient of the sum of -log p(target), times `share`, in the logits' dtype."""
     # By comparison, not by a table of ones: XLA makes neither.
     hit = tf.range(logits.shape[1])[None, :] == targets[:, None]
-    return tf.cast(tf.exp(tf.cast(logits, tf.float32) - log_sums) - tf.cast(hit, tf.float32), logits.dtype)
+    d = tf.exp(tf.cast(logits, tf.float32) - log_sums) - tf.cast(hit, tf.float32)
+    return tf.cast(d * share, logits.dtype)
 
 
 def cross_entropy(
@@ -351,7 +381,7 @@ def cross_entropy(
             total, previous = total + part, [part]
             if measure_only:
                 continue
-            d = _logits_gradient(logits, log_sums, own)
+            d = _logits_gradient(logits, log_sums, own, tf.constant(1 / N))
             dx.append(tf.matmul(d, w))
             previous = [dx[-1]]
             if train_head:
@@ -361,8 +391,8 @@ def cross_entropy(
                 previous = [dw]
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor | None, None]:
-            share = upstream / N
-            return tf.concat(dx, 0) * tf.cast(share, x.dtype), None if dw is None else dw * share, None
+            # One where nothing follows the loss, and TensorFlow sees that: no pass over the head's gradient.
+            return tf.concat(dx, 0) * tf.cast(upstream, x.dtype), None if dw is None else dw * upstream, None
 
         return total / N, gradient
 

@@ -43,7 +43,7 @@ class AdamW:
             The norm of all gradients before clipping.
         """
         c = self.config
-        norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
+        norm = tf.sqrt(2 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in gradients]))  # one pass, no squares kept
         finite = tf.math.is_finite(norm) & tf.math.is_finite(loss)
         # What is not finite changes nothing: the gradients become 0, and these numbers leave everything as it is. (Not
         # by a condition around it all, which would hold every gradient until the end.)

@@ -124,7 +124,8 @@ class TensorFlowStepper(Stepper):
         head = tf.convert_to_tensor(self.network.wte.value)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*values, head])
-            loss = self._loss(x, y, key, head) / self.replicas
+            loss = self._loss(x, y, key, head)
+            loss = loss / self.replicas if self.replicas > 1 else loss
         names = list(self.variables)
         *gradients, of_head = tape.gradient(loss, [*values, head])
         if "wte" in names:
