@@ -48,7 +48,7 @@ def train(
     ] = None,
     schedule: Annotated[str, typer.Option(help="cosine, linear, constant or inverse_sqrt.")] = "cosine",
     warmup: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = 100,
-    weight_decay: Annotated[float, typer.Option(help="On matrices alone.")] = 0.1,
+    weight_decay: Annotated[float, typer.Option(help="On matrices and embeddings, not on biases and norms.")] = 0.1,
     dropout: Annotated[float, typer.Option(help="Share of activations dropped.")] = 0.0,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     gradient_checkpointing: Annotated[
