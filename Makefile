@@ -38,10 +38,9 @@ format: $(VENV)/.installed-check  ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-reference  ## Measure loading, writing text and a training step beside torch (half an hour)
+bench: $(VENV)/.installed-bench  ## Measure beside torch, llama.cpp and CTranslate2, which this installs (an hour)
 	$(BIN)/python benchmarks/load_memory.py 124M
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/train.py
+	for what in build cold_start decode prefill batch draft train; do $(BIN)/python benchmarks/$$what.py || exit 1; done
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build src/*.egg-info
@@ -64,4 +63,8 @@ $(VENV)/.installed-check: $(VENV)/.installed-test
 # torch is taken without its GPU libraries where the index has such a build; see constraints.txt for the version.
 $(VENV)/.installed-reference: $(VENV)/.installed-test
 	$(PIP) -e '.[test,reference]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-reference
+	$(PIP) -e '.[bench]'
 	@touch $@

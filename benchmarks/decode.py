@@ -1,77 +1,47 @@
-"""How fast the reference engine writes: `python benchmarks/decode.py`.
+"""How fast one text is written: `python benchmarks/decode.py`.
 
-GPT-2 124M with random weights (speed does not depend on them), greedy steps after 64 tokens, alone and with eight rows
-at once; and, where torch and transformers are installed, the same by `transformers` in float32, in turns in one run.
-The median of the rounds is printed, the ratio last.
+A token at a time behind 64, 448 and 896 tokens, two threads, ours and the peers in turns; ratios last.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
+import argparse
+import datetime
+import json
+from pathlib import Path
 
-import numpy as np
+from rivals import CONTENDERS, in_turns, ratios, start
 
-from gpt2.config import SIZES
-from gpt2.gpt import new_model
-
-ROUNDS, STEPS, PAST = 5, 16, 64
-
-
-def ours(rows: int) -> float:
-    """Seconds a step of `rows` rows."""
-    prompt = np.random.default_rng(0).integers(0, 50257, PAST).tolist()
-    cache = ENGINE.new_cache(rows)
-    ENGINE.feed(cache, [prompt] * rows)
-    ENGINE.feed(cache, [[1]] * rows)  # compiles the first time
-    started = time.perf_counter()
-    for _ in range(STEPS):
-        ENGINE.feed(cache, [[1]] * rows)
-    return (time.perf_counter() - started) / STEPS
-
-
-def make_peer():  # type: ignore[no-untyped-def]
-    """The same by transformers, or None where it is not installed."""
-    try:
-        import torch
-        from transformers import GPT2Config, GPT2LMHeadModel
-    except ImportError:
-        return None
-    network = GPT2LMHeadModel(GPT2Config()).eval()
-    torch.set_num_threads(2)
-
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def theirs(rows: int) -> float:
-        ids = torch.randint(0, 50257, (rows, PAST))
-        past = network(ids, use_cache=True).past_key_values
-        started = time.perf_counter()
-        for _ in range(STEPS):
-            past = network(
-                torch.ones((rows, 1), dtype=torch.long), past_key_values=past, use_cache=True
-            ).past_key_values
-        return (time.perf_counter() - started) / STEPS
-
-    return theirs
-
-
-ENGINE = new_model(SIZES["124M"]).engine
+PAIRS = [
+    ("ours int8", "llama.cpp Q8_0"),
+    ("ours int8", "ctranslate2 int8"),
+    ("ours int4", "llama.cpp Q4_0"),
+    ("ours float32", "llama.cpp F32"),
+    ("ours float32", "transformers float32"),
+]
 
 
 def main() -> None:
     """Measure in turns and print."""
-    theirs = make_peer()
-    for rows in (1, 8):
-        mine, others = [], []
-        for _ in range(ROUNDS):
-            mine.append(ours(rows))
-            if theirs is not None:
-                others.append(theirs(rows))
-        seconds = statistics.median(mine)
-        print(f"124M float32, {rows} rows: ours {rows / seconds:.1f} tokens/s", end="")
-        if others:
-            peer = statistics.median(others)
-            print(f", transformers {rows / peer:.1f} tokens/s, ratio {peer / seconds:.2f}", end="")
-        print(flush=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--past", type=int, nargs="*", default=[64, 448, 896])
+    parser.add_argument("--only", nargs="*", default=list(CONTENDERS), help="contenders")
+    parser.add_argument("--machine", help="say what it is, and the results go to results.json, for chart.py")
+    given = parser.parse_args()
+    rates = {}
+    processes = start(given.only)
+    for past in given.past:
+        print(f"behind {past} tokens:")
+        seconds = in_turns(processes, given.rounds, "decode", past=past, steps=given.steps)
+        rates[str(past)] = {name: 1 / value for name, value in seconds.items()}
+        ratios(rates[str(past)], PAIRS, f"behind {past}")
+    for process in processes.values():
+        process.close()
+    if given.machine:
+        results = {"machine": given.machine, "date": datetime.date.today().isoformat(), "decode": rates}
+        Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
