@@ -22,14 +22,16 @@ class FakeCache:
     def select(self, rows: Sequence[int]) -> FakeCache:
         return FakeCache([list(self.rows[row]) for row in rows])
 
-    def clear(self, row: int) -> None:
-        self.rows[row] = []
+    def truncate(self, row: int, length: int) -> None:
+        del self.rows[row][length:]
 
 
 class FakeEngine:
     """Logits are `function(tokens so far)`; by default random numbers that depend on all tokens in the window."""
 
     name = "fake"
+    precision = "float32"
+    exact = False
 
     def __init__(
         self, n_vocab: int, n_ctx: int = 64, function: Callable[[list[int]], np.ndarray] | None = None

@@ -92,7 +92,7 @@ def test_clear_starts_a_row_anew(engine: KerasEngine) -> None:
     first, second = rows(6, 10, 4)
     cache = engine.new_cache(1)
     engine.feed(cache, [first])
-    cache.clear(0)
+    cache.truncate(0, 0)
     np.testing.assert_array_equal(engine.feed(cache, [second])[0], engine.feed(engine.new_cache(1), [second])[0])
 
 

@@ -100,4 +100,4 @@ def test_no_more_than_a_few_models_stay_loaded(tmp_path: Path) -> None:
     for n in range(api.MAX_LOADED + 1):
         save_model(new_model(GPT2Config(n_vocab=50257, n_ctx=8, n_embd=2, n_head=1, n_layer=1)), tmp_path / str(n))
         api.query_model("x", model=str(tmp_path / str(n)), max_tokens=1)
-    assert len(api._loaded) == api.MAX_LOADED
+    assert len(api._open) == api.MAX_LOADED

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gpt2.errors import GPT2Error
     from gpt2.gpt import Model, load_model, resume_training, save_model, train_model
     from gpt2.gpt_core_v2 import query_model
+    from gpt2.language_model import LanguageModel, open_model
 
 __version__ = "0.1.0"
 
@@ -32,7 +33,9 @@ _HOMES = {
     "TrainingConfig": "gpt2.config",
     "GPT2Error": "gpt2.errors",
     "Model": "gpt2.gpt",
+    "LanguageModel": "gpt2.language_model",
     "load_model": "gpt2.gpt",
+    "open_model": "gpt2.language_model",
     "resume_training": "gpt2.gpt",
     "save_model": "gpt2.gpt",
     "train_model": "gpt2.gpt",
@@ -43,12 +46,14 @@ __all__ = [
     "SIZES",
     "GPT2Config",
     "GPT2Error",
+    "LanguageModel",
     "Model",
     "SamplingConfig",
     "TrainingConfig",
     "decode",
     "encode",
     "load_model",
+    "open_model",
     "query_model",
     "resume_training",
     "save_model",

@@ -70,7 +70,7 @@ def beam_search(
             if cache.lengths[row] < n_ctx:
                 fed.append(beam.tokens[-1:])
             else:  # as in the token loop: the newer half of the window is read again
-                cache.clear(row)
+                cache.truncate(row, 0)
                 fed.append((*prompt, *beam.tokens)[-max(1, n_ctx // 2) :])
         logits = [rows[-1] for rows in engine.feed(cache, fed)]
     done += [(beam.ranked(config, len(beam.tokens)), beam, "length") for beam in running if beam.tokens]

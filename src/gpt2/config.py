@@ -209,6 +209,8 @@ class GenerationConfig:
     """The prompt is part of the text, of the tokens and of the log-probabilities."""
     context: str = "slide"
     """Past n_ctx tokens: `slide` drops the oldest half of the window, `error` refuses such a request beforehand."""
+    drafts: bool = True
+    """Where the text repeats itself, check several guessed tokens at once; it changes the time and nothing else."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How each token is chosen."""
 
@@ -225,6 +227,7 @@ class GenerationConfig:
         logprobs = self.logprobs
         _check(logprobs is None or (_is_int(logprobs) and logprobs >= 0), "logprobs", "None or 0 or more", logprobs)
         _check(isinstance(self.echo, bool), "echo", "true or false", self.echo)
+        _check(isinstance(self.drafts, bool), "drafts", "true or false", self.drafts)
         _check(self.context in ("slide", "error"), "context", "'slide' or 'error'", self.context)
 
     @classmethod

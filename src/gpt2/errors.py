@@ -13,6 +13,7 @@
     ├── DownloadError                     the network or the server failed; trying again may help
     │   └── IntegrityError                what arrived is not what was asked for; trying again will not help
     ├── TrainingError                     training data or a training run that cannot go on
+    ├── CacheFullError                    more rows at once than the engine's cache holds
     └── GenerationError                   logits that no token can be chosen from, such as NaN
 
 Whoever calls this package and wants to catch all of it catches `GPT2Error`. Messages name the argument or the file,
@@ -76,3 +77,7 @@ class TrainingError(GPT2Error):
 
 class GenerationError(GPT2Error):
     """The model gave logits that no token can be chosen from: NaN, or -inf for every token."""
+
+
+class CacheFullError(GPT2Error):
+    """More rows of tokens at once than the engine's cache has memory for; fewer or shorter ones fit."""

@@ -8,6 +8,7 @@ gives depends on its prompt, the settings, the seed and its own number alone, no
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,12 +16,16 @@ import numpy as np
 
 from gpt2.codec import Codec, StreamDecoder
 from gpt2.config import GenerationConfig
+from gpt2.drafting import SIZES, Judge, Lookup
 from gpt2.engines import Cache, Engine
 from gpt2.errors import ContextLengthError, PromptError
 from gpt2.sampling import log_softmax, sample, sample_rng, top_log_probabilities
 
 MAX_ROWS = 16
 """Samples that are stepped together; more wait. It bounds the memory of the cache and changes no result."""
+
+MAX_DRAFTED_ROWS = 4
+"""Beside more rows no drafts are made: then a step's tokens are no longer nearly free."""
 
 TopLogProbs = list[tuple[int, float]]
 """Tokens and their log-probabilities, the most probable first."""
@@ -289,17 +294,44 @@ def _stream_group(engine: Engine, samples: list[_Sample], config: GenerationConf
             yield Piece(entry.prompt_number, entry.number, "", (), None, None, "length")
         return
     numbers = list(range(len(samples)))  # the sample in each row of the cache
+    lookups = [Lookup(entry.prompt) for entry in samples] if config.drafts and engine.exact else []
+    drafts: list[list[int]] = [[] for _ in samples]  # of each row: tokens that were fed behind the last certain one
+    judge = Judge()
     while True:
         for row, number in enumerate(numbers):
-            if not samples[number].finished:
-                yield samples[number].step(logits[row][-1])
+            entry, draft = samples[number], drafts[row]
+            if entry.finished:
+                continue
+            match = lookups[number].match if draft else 0
+            for place, values in enumerate(logits[row][-len(draft) - 1 :]):
+                yield entry.step(values)
+                if entry.finished:
+                    break
+                if lookups:
+                    lookups[number].add(entry.tokens[-1])
+                if place == len(draft) or draft[place] != entry.tokens[-1]:
+                    cache.truncate(row, int(cache.lengths[row]) - len(draft) + place)
+                    judge.fared(match, len(draft), place)
+                    break
         live = [row for row, number in enumerate(numbers) if not samples[number].finished]
         if not live:
             return
         if 2 * len(live) <= len(numbers):  # half of the rows are idle: go on without them
             cache, numbers = cache.select(live), [numbers[row] for row in live]
-        fed = [_next_ids(engine, cache, row, samples[number]) for row, number in enumerate(numbers)]
-        logits = engine.feed(cache, fed)
+        fed, drafts = [], []
+        for row, number in enumerate(numbers):
+            entry = samples[number]
+            ids = _next_ids(engine, cache, row, entry)
+            drafts.append([])
+            if lookups and len(live) <= MAX_DRAFTED_ROWS and len(ids) == 1:
+                room = min(engine.config.n_ctx - int(cache.lengths[row]), config.max_tokens - len(entry.tokens)) - 1
+                drafts[-1] = lookups[number].draft(judge.size(lookups[number].match, room))
+            fed.append([*ids, *drafts[-1]])
+        longest = max(map(len, drafts))
+        started = time.perf_counter()
+        logits = engine.feed(cache, fed, all_positions=longest > 0)
+        if max(map(len, fed)) <= 1 + SIZES[-1]:  # a window that is read anew says nothing about what steps cost
+            judge.took(time.perf_counter() - started, longest)
 
 
 def _prefill(engine: Engine, samples: list[_Sample], config: GenerationConfig) -> tuple[Cache, list[np.ndarray]]:
@@ -320,5 +352,5 @@ def _next_ids(engine: Engine, cache: Cache, row: int, entry: _Sample) -> Sequenc
     if cache.lengths[row] < engine.config.n_ctx:
         return entry.tokens[-1:]
     # Positions are absolute, so a cache cannot be shifted: the newer half of the window is read again from its start.
-    cache.clear(row)
+    cache.truncate(row, 0)
     return (entry.prompt + entry.tokens)[-max(1, engine.config.n_ctx // 2) :]

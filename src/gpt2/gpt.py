@@ -5,7 +5,8 @@
     save_model(model, "my-model", format="huggingface")
 
 It puts the parts together and knows nothing of their insides: formats are `gpt2.checkpoints`, the network is
-`gpt2.model`, the token loop `gpt2.generation`.
+`gpt2.model`, asking is `gpt2.language_model`. A `Model` computes with parameters that can change, by the reference
+engine; whoever only wants text, and fast, opens a model with `gpt2.language_model.open_model`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,16 @@ from typing import Any
 import numpy as np
 
 from gpt2 import checkpoints, store
-from gpt2.beams import beam_search
 from gpt2.checkpoints.names import checked_values
 from gpt2.codec import Codec, codec_for, fitting_default
-from gpt2.config import GenerationConfig, GPT2Config, TrainingConfig, shape_of
+from gpt2.config import GPT2Config, TrainingConfig, shape_of
 from gpt2.data.batches import Tokens, TrainingBatches
 from gpt2.data.prepare import codec_hash, read_tokens
 from gpt2.data.rows import ArrayTokens
 from gpt2.data.shards import Prepared, is_prepared
 from gpt2.engines.keras import KerasEngine
-from gpt2.errors import CodecError, ConfigError, PromptError, TensorMismatchError, TrainingError
-from gpt2.generation import Completion, Piece, check_prompts, generate, stream
+from gpt2.errors import CodecError, ConfigError, TensorMismatchError, TrainingError
+from gpt2.language_model import LanguageModel, Prompt
 from gpt2.model import GPT2
 from gpt2.runs import Run
 from gpt2.training import LogEntry, Progress, train
@@ -39,33 +39,28 @@ from gpt2.training.devices import is_chief
 from gpt2.training.schedule import peak_learning_rate
 from gpt2.training.step import Stepper, new_stepper
 
-Prompt = str | Sequence[int] | None
-"""Text, token ids, or None for unconditional text from `<|endoftext|>`."""
+__all__ = [
+    "LanguageModel",
+    "Model",
+    "Prompt",
+    "load_model",
+    "new_model",
+    "resume_training",
+    "save_model",
+    "train_model",
+]
 
 
-class Model:
-    """A network with its codec, ready to be asked. Made by `load_model`, `new_model` or `train_model`."""
+class Model(LanguageModel):
+    """A language model whose network is at hand: it can be looked into, changed, trained and saved.
+
+    Made by `load_model`, `new_model` or `train_model`. It is run by the reference engine, which computes with the
+    network's own parameters.
+    """
 
     def __init__(self, network: GPT2, codec: Codec | None, *, name: str) -> None:
+        super().__init__(KerasEngine(network), codec, name=name)
         self.network = network
-        self.codec = codec
-        self.name = name
-        self.engine = KerasEngine(network)
-
-    def __repr__(self) -> str:
-        return f"<Model {self.name!r}: {self.num_parameters:,} parameters, {self.config}>"
-
-    # Parameters
-
-    @property
-    def config(self) -> GPT2Config:
-        """The shape of the network."""
-        return self.network.config
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers the network has learnt, the tied head counted once."""
-        return self.config.num_parameters
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Every parameter under its canonical name (`wte`, `h0/attn/c_attn/w`), as float32 copies."""
@@ -90,79 +85,6 @@ class Model:
             if array.shape != shape:
                 raise TensorMismatchError(f"{name}: expected shape {list(shape)}, got {list(array.shape)}")
             variables[name].assign(array)
-
-    # Asking
-
-    def logits(self, ids: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-        """Logits (B, T, V) float32 of the next token at every position, for token ids (B, T).
-
-        Raises:
-            PromptError: not two axes of ids from the vocabulary, or longer than n_ctx.
-        """
-        array = np.asarray(ids)
-        if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
-            raise PromptError(f"ids: expected integers of shape (B, T), got {array.dtype} of shape {array.shape}")
-        if array.shape[1] > self.config.n_ctx:
-            raise PromptError(f"ids: expected at most n_ctx = {self.config.n_ctx} positions, got {array.shape[1]}")
-        if array.min() < 0 or array.max() >= self.config.n_vocab:
-            raise PromptError(f"ids: expected 0 to {self.config.n_vocab - 1}, got {array.min()} to {array.max()}")
-        return self.engine.logits(array)
-
-    def generate(self, prompt: Prompt | Sequence[str] = None, **options: Any) -> list[Completion]:
-        """Continue a prompt, or each of several.
-
-        Args:
-            prompt: text, a list of texts, token ids, or None for unconditional text.
-            options: the fields of `GenerationConfig` and of `SamplingConfig`: max_tokens, num_samples, seed, stop,
-                temperature, top_k, top_p, num_beams, logprobs, echo and so on.
-
-        Returns:
-            `num_samples` completions for each prompt, those of the first prompt first.
-
-        Raises:
-            ConfigError: an option that does not exist or is out of range.
-            PromptError: a prompt that is empty, is too long, or does not fit the vocabulary.
-        """
-        config = GenerationConfig.from_options(**options)
-        prompts = self.prompt_tokens(prompt)
-        if config.num_beams == 1:
-            return generate(self.engine, self.codec, prompts, config)
-        check_prompts(self.engine, prompts, config)
-        return [
-            completion
-            for number, tokens in enumerate(prompts)
-            for completion in beam_search(self.engine, self.codec, tokens, config, number)
-        ]
-
-    def stream(self, prompt: Prompt | Sequence[str] = None, **options: Any) -> Iterator[Piece]:
-        """As `generate`, but piece by piece, as tokens come."""
-        return stream(self.engine, self.codec, self.prompt_tokens(prompt), GenerationConfig.from_options(**options))
-
-    def prompt_tokens(self, prompt: Prompt | Sequence[str]) -> list[list[int]]:
-        """The token ids of each prompt in what `generate` accepts.
-
-        Raises:
-            PromptError: an empty prompt, or text (or None) for a model without a codec.
-        """
-        if prompt is None:
-            if self.codec is None or self.codec.end_of_text is None:
-                raise PromptError("prompt: expected one, since this model has no <|endoftext|> to begin from")
-            return [[self.codec.end_of_text]]
-        if isinstance(prompt, str):
-            return [self._encode(prompt)]
-        items: list[Any] = list(prompt) if isinstance(prompt, Iterable) else []
-        if items and all(isinstance(item, str) for item in items):
-            return [self._encode(text) for text in items]
-        if not items or not all(isinstance(item, (int, np.integer)) and not isinstance(item, bool) for item in items):
-            raise PromptError("prompt: expected text, a list of texts, token ids or None, got " + repr(prompt)[:80])
-        return [[int(item) for item in items]]
-
-    def _encode(self, text: str) -> list[int]:
-        if self.codec is None:
-            raise PromptError("prompt: expected token ids, since this model's folder has no vocabulary; got text")
-        if not text:
-            raise PromptError("prompt: expected text, got an empty one; leave it out for unconditional text")
-        return self.codec.encode(text)
 
 
 def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:

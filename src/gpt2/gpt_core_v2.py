@@ -2,7 +2,8 @@
 
 The contract is this file: functions that take and give plain, typed values, over `gpt2.gpt`. It will not change under
 those who use it; what would break them becomes `gpt_core_v3.py`. Models are named by strings: a name in the store, a
-folder, or a name that `train_via_api` gave to its result. A model that was loaded stays loaded for the next request.
+folder, or a name that `train_via_api` gave to its result. A model that was opened stays open for the next request.
+TensorFlow is imported where something is trained or saved, or where the engine needs it.
 
     query_model("Once upon a time", max_tokens=40, seed=1)
 """
@@ -13,16 +14,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2.config import TrainingConfig
 from gpt2.errors import ModelNameError
-from gpt2.gpt import Model, load_model, save_model, train_model
-from gpt2.training import LogEntry
+from gpt2.language_model import LanguageModel, open_model
+
+if TYPE_CHECKING:
+    from gpt2.gpt import Model
+    from gpt2.training import LogEntry
 
 API_VERSION = 2
 MAX_LOADED = 2
-"""Models from disk that stay loaded; the one that was longest unused goes first."""
+"""Models from disk that stay open; the one that was longest unused goes first."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,10 @@ def query_model(
         top_p: keep only the most probable tokens that together reach p.
         seed: the same seed gives the same text; None takes a new one every time.
         stop: text that ends the continuation and is not part of it.
-        options: any other field of `GenerationConfig` and `SamplingConfig`, such as min_p or repetition_penalty.
+        options: `engine`, what runs the model: `litert`, `keras`, or `auto` (the default) for the fastest that can be
+            used here; `precision` of the weights: `float32` (the default), or with litert `int8` or `int4`, faster and
+            a little less exact; and any other field of `GenerationConfig` and `SamplingConfig`, such as min_p or
+            repetition_penalty.
 
     Raises:
         GPT2Error: the tree in `gpt2.errors`; the message names the argument.
@@ -110,12 +117,12 @@ def query_model(
     >>> query_model("Once upon a time", max_tokens=5, temperature=0)  # doctest: +SKIP
     """
     options |= {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    return _model(model).generate(prompt, seed=seed, stop=stop, **options)[0].text
+    return _opened(model, options).generate(prompt, seed=seed, stop=stop, **options)[0].text
 
 
 def stream_model(prompt: str | None = None, *, model: str | None = None, **options: Any) -> Iterator[str]:
     """As `query_model`, with the same options, but the text comes in pieces as it is written."""
-    for piece in _model(model).stream(prompt, **options):
+    for piece in _opened(model, options).stream(prompt, **options):
         if piece.text:
             yield piece.text
 
@@ -127,6 +134,8 @@ def train_via_api(request: TrainRequest) -> TrainResponse:
         ModelNameError: the name is empty or looks like a path, or both `model` and `size` are given.
         GPT2Error: the training could not be done; see `gpt2.gpt.train_model`.
     """
+    from gpt2.gpt import train_model
+
     if not request.name or "/" in request.name or "\\" in request.name:
         raise ModelNameError(f"name: expected a name without slashes, got {request.name!r}")
     if request.model is not None and request.size is not None:
@@ -153,6 +162,8 @@ def save_model_via_api(request: SaveRequest) -> SaveResponse:
         ModelNameError: there is no such model.
         CheckpointError: it cannot be written; what was there before is untouched.
     """
+    from gpt2.gpt import save_model
+
     model = _model(request.model)
     path = save_model(model, request.path, request.format, dtype=request.dtype)
     return SaveResponse(path=str(path), format=request.format, num_parameters=model.num_parameters)
@@ -160,17 +171,31 @@ def save_model_via_api(request: SaveRequest) -> SaveResponse:
 
 _lock = threading.RLock()
 _trained: dict[str, Model] = {}
-_loaded: OrderedDict[str | None, Model] = OrderedDict()
+_open: OrderedDict[tuple[str | None, str, str], LanguageModel] = OrderedDict()
 
 
 def _model(name: str | None) -> Model:
-    """A model that was trained here, or one from disk, which then stays loaded."""
+    """A model that was trained here, or one from disk."""
+    from gpt2.gpt import load_model
+
+    with _lock:
+        trained = None if name is None else _trained.get(name)
+    return trained or load_model(name)
+
+
+def _opened(name: str | None, options: dict[str, Any]) -> LanguageModel:
+    """A model to be asked: one that was trained here, or one from disk, which then stays open.
+
+    Takes `engine` and `precision` out of the options.
+    """
+    engine, precision = options.pop("engine", "auto"), options.pop("precision", "float32")
     with _lock:
         if name is not None and name in _trained:
             return _trained[name]
-        if name not in _loaded:
-            _loaded[name] = load_model(name)
-            if len(_loaded) > MAX_LOADED:
-                _loaded.popitem(last=False)
-        _loaded.move_to_end(name)
-        return _loaded[name]
+        key = (name, engine, precision)
+        if key not in _open:
+            _open[key] = open_model(name, engine=engine, precision=precision)
+            if len(_open) > MAX_LOADED:
+                _open.popitem(last=False)
+        _open.move_to_end(key)
+        return _open[key]

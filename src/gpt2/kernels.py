@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from gpt2.config import LAYER_NORM_EPSILON
+from gpt2.quiet import quiet
 
 QUERY_BLOCK = 256
 """Queries of one attention product. A block looks at the keys up to its own end, so that for long sequences nearly
@@ -37,18 +37,12 @@ Tensor = Any
 @functools.cache
 def _xla_works() -> bool:
     """Whether this TensorFlow can compile; the functions below are right without it, only slower."""
-    # XLA greets on standard error when it is first used, and no setting keeps it from that.
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
     try:
-        with tf.init_scope():  # now, not as part of the graph that is being made
+        # XLA greets when it is first used. In this scope it is so now, not as part of the graph that is being made.
+        with quiet(), tf.init_scope():
             tf.function(lambda x: x + 1.0, jit_compile=True)(tf.constant(1.0))
     except (tf.errors.OpError, ValueError):
         return False
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
     return True
 
 

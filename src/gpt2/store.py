@@ -7,6 +7,7 @@ It knows nothing of what is in a model's folder.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -39,6 +40,41 @@ def home() -> Path:
 def models_folder() -> Path:
     """Where models live; it may not exist yet."""
     return home() / "models"
+
+
+def builds_folder() -> Path:
+    """Where models lie that were built for a fast engine; they can be built again from the models."""
+    return home() / "builds"
+
+
+def build_folder(path: Path, precision: str) -> Path:
+    """Where the build of a model's folder lies, whether it exists or not."""
+    return builds_folder() / f"{_build_prefix(path)}-{precision}"
+
+
+def remove_builds(path: Path | None = None) -> int:
+    """Remove what was built from a model's folder, or everything that was built; how many there were."""
+    folder, prefix = builds_folder(), "" if path is None else _build_prefix(path) + "-"
+    found = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
+    chosen = [entry for entry in found if entry.name.startswith(prefix)]
+    for entry in chosen:
+        shutil.rmtree(entry, ignore_errors=True)
+    return len(chosen)
+
+
+def keep_builds(count: int) -> None:
+    """Remove all builds but the `count` last used."""
+    folder = builds_folder()
+    found = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    for entry in sorted(found, key=lambda entry: entry.stat().st_mtime_ns, reverse=True)[count:]:
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+def _build_prefix(path: Path) -> str:
+    """A name that can be recognised, and a hash that no other folder has."""
+    place = os.path.realpath(path)
+    name = re.sub("[^A-Za-z0-9._-]", "_", os.path.basename(place))[:40]
+    return f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
 
 def bundled_path() -> Path:
@@ -197,6 +233,7 @@ def remove(name: str) -> None:
     try:
         target.rename(doomed)
         shutil.rmtree(doomed)
+        remove_builds(target)
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be removed: {error.strerror or error}") from error
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from gpt2.atomic import atomic_folder
 from gpt2.checkpoints.contents import Contents
+from gpt2.checkpoints.json_file import read_object
 from gpt2.checkpoints.names import Tensors, check_shapes, checked_values, expected_shapes
 from gpt2.codec import Codec
 from gpt2.config import GPT2Config
@@ -31,6 +32,9 @@ FORMATS = {
     "openai": "gpt2.checkpoints.openai",
 }
 """Name -> module, in the order in which a folder is asked."""
+
+BUILT_FORMAT = "gpt2-litert"
+"""Stands in the `config.json` of what is built for the litert engine."""
 
 DTYPES = ("float32", "float16")
 
@@ -67,11 +71,25 @@ def detect(path: str | Path) -> str:
         for name in FORMATS:
             if _module(name).matches(folder):
                 return name
+        if is_built(folder):
+            raise CheckpointFormatError(
+                f"{folder}: expected a model's weights, found what was built from them for the litert engine; it can "
+                "be asked for text, but not read, trained or converted"
+            )
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
     raise CheckpointFormatError(
         f"{folder}: expected a model (config.json and model.safetensors, or hparams.json and model.ckpt.*), "
         f"found {found}"
     )
+
+
+def is_built(path: str | Path) -> bool:
+    """Whether a folder is no checkpoint but what `gpt2.engines.litert_build` made of one."""
+    config = Path(path) / "config.json"
+    try:
+        return config.is_file() and read_object(config).get("format") == BUILT_FORMAT
+    except (CheckpointFormatError, OSError):
+        return False
 
 
 def read(path: str | Path) -> tuple[GPT2Config, Iterator[tuple[str, np.ndarray]]]:

@@ -10,7 +10,10 @@ from typing import Annotated
 
 import typer
 
-PACKAGES = ("tensorflow", "keras", "numpy", "tiktoken", "safetensors", "typer", "rich", "platformdirs", "jax", "torch")
+PACKAGES = (
+    *("tensorflow", "keras", "numpy", "ai-edge-litert", "numba", "tiktoken", "safetensors", "typer", "rich"),
+    *("platformdirs", "jax", "torch"),
+)
 
 
 def doctor(
@@ -39,9 +42,14 @@ def doctor(
 
         facts["keras backend"] = keras.backend.backend()
         facts["devices"] = ", ".join(device.name for device in tf.config.list_physical_devices())
-        from gpt2.gpt_core_v2 import query_model
+        from gpt2.language_model import open_model
 
-        query_model("Once", max_tokens=2, temperature=0)
+        def said(text: str) -> None:
+            kind, colon, rest = text.partition(": ")
+            if colon and kind == "engine":
+                facts["engine"] = rest
+
+        open_model(note=said).generate("Once", max_tokens=2, temperature=0)
         facts["generation"] = "works"
     except Exception as error:
         facts["generation"] = f"broken: {type(error).__name__}: {error}"

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2.cli.codec import read_stdin
+from gpt2.cli.status import Status
 from gpt2.errors import PromptError
 
 if TYPE_CHECKING:
-    from gpt2.gpt import Model
+    from gpt2.language_model import LanguageModel
 
 SEPARATOR = "=" * 40
 
@@ -52,6 +53,16 @@ def generate(
     no_slide: Annotated[
         bool, typer.Option("--no-slide", help="Refuse what does not fit the context, instead of sliding a window.")
     ] = False,
+    no_drafts: Annotated[
+        bool, typer.Option("--no-drafts", help="One token at a time, also where the text repeats itself; only slower.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="litert, keras, or auto for the fastest that can be used.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="Of the weights: float32; or with litert int8 or int4, faster and a little less exact.")
+    ] = "float32",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say on stderr which engine runs the model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a sample, nothing else.")] = False,
     interactive: Annotated[
         bool, typer.Option("--interactive", "-i", help="Ask for prompts until an empty line or Ctrl-D.")
@@ -69,13 +80,14 @@ def generate(
         **{"frequency_penalty": frequency_penalty, "presence_penalty": presence_penalty, "stop": stop},
         **{"num_samples": num_samples, "num_beams": num_beams, "length_penalty": length_penalty},
         **{"seed": secrets.randbits(31) if seed is None else seed, "logprobs": logprobs},
-        **{"echo": echo, "context": "error" if no_slide else "slide"},
+        **{"echo": echo, "context": "error" if no_slide else "slide", "drafts": not no_drafts},
     }
     from gpt2.config import GenerationConfig
 
     GenerationConfig.from_options(**settings)  # complain before the model is loaded
+    options: dict[str, Any] = {"engine": engine, "precision": precision, "verbose": verbose}
     if interactive:
-        _interact(model, settings)
+        _interact(_load(model, **options), settings)
         return
     if prompt == "-":
         prompt = read_stdin("prompt").removesuffix("\n")
@@ -83,20 +95,29 @@ def generate(
         prompt = read_stdin("prompt").removesuffix("\n") or None
     if prompt == "":
         raise PromptError("prompt: expected text, got an empty one; leave it out for unconditional text")
-    loaded = _load(model)
+    loaded = _load(model, **options)
     if as_json:
         _print_json(loaded, prompt, settings)
     else:
         _print_text(loaded, prompt, settings)
 
 
-def _load(model: str | None) -> Model:
-    from gpt2.gpt import load_model
+def _load(model: str | None, *, engine: str, precision: str, verbose: bool) -> LanguageModel:
+    from gpt2.language_model import open_model
 
-    return load_model(model)
+    status = Status(f"building for the fast engine, {precision}; once for each model")
+    opened = open_model(
+        model,
+        engine=engine,
+        precision=precision,
+        note=status.say if verbose else None,
+        progress=status.progress,
+    )
+    status.clear()
+    return opened
 
 
-def _print_json(model: Model, prompt: str | None, settings: dict[str, Any]) -> None:
+def _print_json(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> None:
     for completion in model.generate(prompt, **settings):
         record = {
             "text": completion.text,
@@ -114,7 +135,7 @@ def _print_json(model: Model, prompt: str | None, settings: dict[str, Any]) -> N
         typer.echo(json.dumps(record, ensure_ascii=False))
 
 
-def _print_text(model: Model, prompt: str | None, settings: dict[str, Any]) -> None:
+def _print_text(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> None:
     # <|endoftext|>, from which unconditional text begins, is no text to show.
     settings = {**settings, "echo": settings["echo"] and prompt is not None}
     count = settings["num_samples"]
@@ -129,9 +150,8 @@ def _print_text(model: Model, prompt: str | None, settings: dict[str, Any]) -> N
         _write(completion.text + "\n")
 
 
-def _interact(model: str | None, settings: dict[str, Any]) -> None:
+def _interact(loaded: LanguageModel, settings: dict[str, Any]) -> None:
     """Prompt after prompt; each is continued by itself, with the next seed."""
-    loaded = _load(model)
     sys.stderr.write(
         f"{loaded.name}: {loaded.num_parameters:,} parameters. Type the beginning of a text; an empty line ends.\n"
     )

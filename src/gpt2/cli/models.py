@@ -9,7 +9,10 @@ from typing import Annotated, Any
 import typer
 
 models_app = typer.Typer(
-    help="List, show, add and remove models.", no_args_is_help=True, rich_markup_mode=None, add_completion=False
+    help="List, show, add and remove models; clear the fast engine's builds.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -81,6 +84,15 @@ def remove(
         typer.confirm(f"Remove {folder}?", abort=True, err=True)
     store.remove(name)
     typer.echo(f"{name}: removed")
+
+
+@models_app.command("clean")
+def clean() -> None:
+    """Remove what was built from models for the fast engine; it is built again when it is needed."""
+    from gpt2 import store
+
+    size = sum(entry.stat().st_size for entry in store.builds_folder().rglob("*") if entry.is_file())
+    typer.echo(f"{store.remove_builds()} builds removed, {size / 1e6:,.1f} MB")
 
 
 def _facts(name: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """What runs a network to write text: fed token ids, it gives logits and keeps a key/value cache.
 
-An engine knows nothing about text or sampling. `gpt2.engines.keras` is the reference; every faster one is tested
-against it. This module imports no engine, so that whoever only wants the protocol does not import TensorFlow.
+An engine knows nothing about text or sampling. `keras` is the reference; every faster one is tested against it.
+`litert` is the fast one for CPUs. `gpt2.engines.registry` opens them; this module imports none, so that whoever only
+wants the protocol does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ class Cache(Protocol):
     def select(self, rows: Sequence[int]) -> Cache:
         """A new cache with these rows, in this order; a row may be named several times (samples, beams) or not."""
 
-    def clear(self, row: int) -> None:
-        """Forget the tokens of one row."""
+    def truncate(self, row: int, length: int) -> None:
+        """Forget the tokens of one row from `length` on."""
 
 
 class Engine(Protocol):
     """A network that can be fed."""
 
     name: str
+    precision: str
+    """Of the weights: float32, int8 or int4."""
+    exact: bool
+    """Whether a row's logits are the same bits however its tokens are cut into calls, so that drafts change nothing."""
     config: GPT2Config
 
     def new_cache(self, rows: int) -> Cache:
@@ -51,3 +56,6 @@ class Engine(Protocol):
             For each row logits (N, V) float32: N is 1, or the number of the row's new tokens with `all_positions`, and
             0 for a row that was fed nothing.
         """
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Logits (B, T, V) float32 of ids (B, T), without a cache."""

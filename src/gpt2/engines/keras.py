@@ -48,9 +48,9 @@ class KVCache:
                     target[to, :, :n] = source[row, :, :n]
         return chosen
 
-    def clear(self, row: int) -> None:
-        """Forget the tokens of one row."""
-        self.lengths[row] = 0
+    def truncate(self, row: int, length: int) -> None:
+        """Forget the tokens of one row from `length` on."""
+        self.lengths[row] = min(length, self.lengths[row])
 
     def extend(self, row: int, present: Sequence[tuple[np.ndarray, np.ndarray]], at: int) -> None:
         """Add new tokens to a row: those of row `at` of `present`, for each layer keys and values (B, H, T, D)."""
@@ -66,6 +66,8 @@ class KerasEngine:
     """Runs a `GPT2` network. Its float32 weights are used where they are, not copied."""
 
     name = "keras"
+    precision = "float32"
+    exact = False
 
     def __init__(self, network: GPT2) -> None:
         self.network = network

@@ -1,0 +1,259 @@
+"""The fast engine for CPUs: products with weights by LiteRT, attention over a paged cache by Numba.
+
+It runs a folder that `gpt2.engines.litert_build` wrote, and never imports TensorFlow. All new tokens of all rows go
+through the products together, however many each row has; attention then looks at each row in its exact length. What
+a row gives is the same to the last bit however its tokens were cut into calls and whoever shared them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from gpt2.config import GPT2Config
+from gpt2.engines import Cache
+from gpt2.engines.attention import BLOCK, TILE, Attention
+from gpt2.engines.litert_build import PRECISIONS, read_settings
+from gpt2.engines.paged import PagedCache, Pool, Row
+from gpt2.engines.quantization import unpack
+from gpt2.errors import ContextLengthError, PromptError
+from gpt2.quiet import quiet
+
+CHUNK = 512
+"""Tokens that go through the network at once; more wait."""
+_HEAD_ROWS = 64  # positions whose logits are made at once
+_ALONE = 4  # with int4, up to so many tokens one by one: LiteRT's kernel for several costs as much as four for one
+_CACHE_ROWS = 64  # full rows that the cache holds, unless that is more than its share of the memory
+_CACHE_SHARE = 0.25
+
+
+class LiteRTEngine:
+    """Runs a built model.
+
+    Args:
+        folder: from `litert_build.build`.
+        threads: None takes all cores that this process may use.
+        cache_bytes: at most this much memory for keys and values; None takes what 64 full rows need, up to a quarter
+            of the machine's memory. It is taken as it is needed.
+
+    Raises:
+        CheckpointFormatError: the folder holds no whole built model.
+    """
+
+    name = "litert"
+    exact = True
+
+    def __init__(self, folder: Path, *, threads: int | None = None, cache_bytes: int | None = None) -> None:
+        self.folder = folder
+        self.settings = read_settings(folder)
+        self.config = GPT2Config.from_dict(self.settings, source=str(folder))
+        self.precision: str = self.settings["precision"]
+        self.threads = threads or _cores()
+        self._interpreter = Interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
+        alone = _ALONE if self.precision == "int4" else 1
+        names = ["first", "last", "head", *(f"block{n}" for n in range(self.config.n_layer - 1))]
+        with quiet():  # LiteRT says that it has made what it always makes
+            graphs = [_Graph(self._interpreter, name, alone) for name in names]
+        self._first, self._last, self._head, *self._blocks = graphs
+        self._attend = Attention(self.threads)
+        self._embedding = _Embedding(folder / "model.tflite", self.config, self.settings)
+        dtype = np.float32 if self.precision == "float32" else np.uint16
+        self.pool = Pool(self.config, _pool_blocks(self.config, dtype, cache_bytes), dtype)
+        self._lock = threading.Lock()
+
+    def new_cache(self, rows: int) -> PagedCache:
+        """An empty cache of `rows` rows."""
+        return PagedCache([Row(self.pool) for _ in range(rows)])
+
+    def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
+        """Add tokens to rows of a cache and give the logits of what follows; see `Engine.feed`.
+
+        Rows that are empty take over what the cache still knows of how they begin, unless `all_positions` is set.
+
+        Raises:
+            PromptError: a token that is not in the vocabulary, or not one row of tokens for each row of the cache.
+            ContextLengthError: a row would grow past n_ctx.
+            CacheFullError: the cache's memory does not suffice; all rows are as they were.
+        """
+        assert isinstance(cache, PagedCache)
+        if len(ids) != len(cache.rows):
+            raise PromptError(f"ids: expected {len(cache.rows)} rows as in the cache, got {len(ids)}")
+        for row, tokens in zip(cache.rows, ids, strict=True):
+            self._check(tokens, len(row.tokens))
+        with self._lock:
+            work = []
+            before = [len(row.tokens) for row in cache.rows]
+            try:
+                for row, tokens in zip(cache.rows, ids, strict=True):
+                    known = row.adopt(tokens) if not row.tokens and not all_positions else 0
+                    work.append((row, tokens[known:]))
+                    row.reserve(len(tokens) - known)
+                logits = self._run(work, all_positions)
+            except BaseException:
+                for row, length in zip(cache.rows, before, strict=True):
+                    row.truncate(length)
+                raise
+            for row, tokens in work:
+                row.append(tokens)
+        return logits
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        """Logits (B, T, V) float32 of ids (B, T), without a cache."""
+        return np.stack([self.feed(self.new_cache(1), [row], all_positions=True)[0] for row in ids.tolist()])
+
+    def _check(self, tokens: Sequence[int], length: int) -> None:
+        if length + len(tokens) > self.config.n_ctx:
+            raise ContextLengthError(
+                f"tokens: expected at most n_ctx = {self.config.n_ctx} in a row, got {length} + {len(tokens)}"
+            )
+        bad = next((token for token in tokens if not 0 <= token < self.config.n_vocab), None)
+        if bad is not None:
+            raise PromptError(f"tokens: expected ids from 0 to {self.config.n_vocab - 1}, got {bad}")
+
+    def _run(self, work: Sequence[tuple[Row, Sequence[int]]], all_positions: bool) -> list[np.ndarray]:
+        """The logits of each row that were asked for."""
+        hidden: list[list[np.ndarray]] = [[] for _ in work]
+        for pieces in _chunks([len(tokens) for _, tokens in work]):
+            rows = self._hidden(work, pieces)
+            at = 0
+            for n, first, count in pieces:
+                if all_positions:
+                    hidden[n].append(rows[at : at + count])
+                elif first + count == len(work[n][1]):
+                    hidden[n].append(rows[at + count - 1 : at + count])
+                at += count
+        counts = [sum(len(part) for part in parts) for parts in hidden]
+        wanted = [part for parts in hidden for part in parts]
+        if not wanted:
+            return [np.zeros((0, self.config.n_vocab), np.float32) for _ in work]
+        logits = self._logits(np.concatenate(wanted))
+        ends = np.cumsum(counts)
+        return [logits[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+    def _hidden(self, work: Sequence[tuple[Row, Sequence[int]]], pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
+        """Final hidden states (M, C) of the tokens of some pieces of rows: (number in `work`, first token, tokens)."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        tiles: list[tuple[int, int, int, int]] = []
+        for row, (n, first, count) in enumerate(pieces):
+            past = len(work[n][0].tokens) + first
+            for at in range(0, count, TILE):
+                tiles.append((row, len(tokens) + at, past + at, min(TILE, count - at)))
+            tokens += work[n][1][first : first + count]
+            positions += range(past, past + count)
+        tables = np.zeros((len(pieces), max(len(work[n][0].blocks) for n, _, _ in pieces)), np.int32)
+        for row, (n, _, _) in enumerate(pieces):
+            tables[row, : len(work[n][0].blocks)] = work[n][0].blocks
+        places = np.array(tiles, np.int32)
+        x = self._embedding(tokens, positions)
+        qkv = self._first(x)["qkv"]
+        for n, graph in enumerate([*self._blocks, self._last]):
+            y = self._attend(qkv, self.pool.keys[n], self.pool.values[n], tables, places)
+            given = graph(x, y)
+            if graph is self._last:
+                break
+            x, qkv = given["x"], given["qkv"]
+        return given["hidden"]
+
+    def _logits(self, hidden: np.ndarray) -> np.ndarray:
+        parts = [self._head(hidden[n : n + _HEAD_ROWS])["logits"] for n in range(0, len(hidden), _HEAD_ROWS)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class _Graph:
+    """One graph of the file, for any number of tokens."""
+
+    def __init__(self, interpreter: Interpreter, name: str, alone: int) -> None:
+        # The public SignatureRunner does the same, but asks for new memory and looks everything up in every call.
+        self._wrapper: Any = interpreter._interpreter
+        signature = self._wrapper.GetSignatureDefs()[name]
+        self._graph = self._wrapper.GetSubgraphIndexFromSignature(name)
+        self._inputs = [signature["inputs"][key] for key in ("x", "y", "hidden") if key in signature["inputs"]]
+        self._outputs = signature["outputs"]
+        self._alone = alone
+        self._wrapper.AllocateTensors(self._graph)  # for one token, as the file has it; this packs the weights
+        self._rows = 1
+
+    def __call__(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Run it on inputs (M, N)."""
+        if 1 < len(inputs[0]) <= self._alone:
+            parts = [self._run(*(array[n : n + 1] for array in inputs)) for n in range(len(inputs[0]))]
+            return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
+        return self._run(*inputs)
+
+    def _run(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        wrapper, graph = self._wrapper, self._graph
+        if len(inputs[0]) != self._rows:
+            for number, array in zip(self._inputs, inputs, strict=True):
+                wrapper.ResizeInputTensor(number, np.array(array.shape, np.int32), False, graph)
+            wrapper.AllocateTensors(graph)
+            self._rows = len(inputs[0])
+        for number, array in zip(self._inputs, inputs, strict=True):
+            wrapper.SetTensor(number, array, graph)
+        wrapper.Invoke(graph)
+        return {name: wrapper.GetTensor(number, graph) for name, number in self._outputs.items()}
+
+
+class _Embedding:
+    """Token and position embeddings, read from the file where the head has its weights too."""
+
+    def __init__(self, path: Path, config: GPT2Config, settings: dict[str, Any]) -> None:
+        places = settings["places"]
+        self._scheme = PRECISIONS[settings["precision"]][1].fitting(config.n_embd)
+        self._wte = [
+            np.memmap(path, dtype, "r", place, shape)
+            for place, (dtype, shape) in zip(
+                places["wte"], self._scheme.layout(config.n_vocab, config.n_embd), strict=True
+            )
+        ]
+        self._wpe = np.memmap(path, np.float32, "r", places["wpe"][0], (config.n_ctx, config.n_embd))
+
+    def __call__(self, tokens: Sequence[int], positions: Sequence[int]) -> np.ndarray:
+        """(M, C) float32."""
+        return unpack(self._scheme, tuple(np.asarray(array[tokens]) for array in self._wte)) + self._wpe[positions]
+
+
+def _chunks(counts: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """Rows of so many tokens cut into chunks of up to CHUNK tokens: pieces (row, first token, tokens)."""
+    pieces: list[tuple[int, int, int]] = []
+    room = CHUNK
+    for row, count in enumerate(counts):
+        first = 0
+        while first < count:
+            taken = min(room, count - first)
+            pieces.append((row, first, taken))
+            first, room = first + taken, room - taken
+            if room == 0:
+                yield pieces
+                pieces, room = [], CHUNK
+    if pieces:
+        yield pieces
+
+
+def _pool_blocks(config: GPT2Config, dtype: type, cache_bytes: int | None) -> int:
+    row = -(-config.n_ctx // BLOCK)
+    block = 2 * config.n_layer * config.n_embd * BLOCK * np.dtype(dtype).itemsize
+    if cache_bytes is None:
+        cache_bytes = min(_CACHE_ROWS * row * block, int(_CACHE_SHARE * _memory()))
+    return max(row, cache_bytes // block)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
