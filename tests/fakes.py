@@ -22,6 +22,10 @@ class FakeCache:
     def select(self, rows: Sequence[int]) -> FakeCache:
         return FakeCache([list(self.rows[row]) for row in rows])
 
+    def extend(self, other: FakeCache) -> None:
+        self.rows += other.rows
+        other.rows = []
+
     def truncate(self, row: int, length: int) -> None:
         del self.rows[row][length:]
 

@@ -111,3 +111,18 @@ def test_bad_ids(engine: KerasEngine) -> None:
         engine.feed(engine.new_cache(1), [[300]])
     with pytest.raises(PromptError, match="expected 2 rows"):
         engine.feed(engine.new_cache(2), [[1]])
+
+
+def test_rows_of_another_cache_are_taken_over(engine: KerasEngine) -> None:
+    prompts = rows(9, 5, 11, 3)
+    caches = [engine.new_cache(1) for _ in prompts]
+    for cache, prompt in zip(caches, prompts, strict=True):
+        engine.feed(cache, [prompt])
+    wanted = [engine.feed(cache.select([0]), [[7]])[0] for cache in caches]
+    joined = engine.new_cache(0)
+    for cache in caches:
+        joined.extend(cache)
+        assert len(cache.lengths) == 0
+    assert joined.lengths.tolist() == [5, 11, 3]
+    for found, logits in zip(engine.feed(joined, [[7]] * 3), wanted, strict=True):
+        np.testing.assert_array_equal(found, logits)

@@ -14,6 +14,8 @@
     │   └── IntegrityError                what arrived is not what was asked for; trying again will not help
     ├── TrainingError                     training data or a training run that cannot go on
     ├── CacheFullError                    more rows at once than the engine's cache holds
+    ├── QueueFullError                    more requests wait than a scheduler takes
+    ├── CancelledError                    a request that was given up, or whose scheduler was closed
     └── GenerationError                   logits that no token can be chosen from, such as NaN
 
 Whoever calls this package and wants to catch all of it catches `GPT2Error`. Messages name the argument or the file,
@@ -81,3 +83,11 @@ class GenerationError(GPT2Error):
 
 class CacheFullError(GPT2Error):
     """More rows of tokens at once than the engine's cache has memory for; fewer or shorter ones fit."""
+
+
+class QueueFullError(GPT2Error):
+    """More requests wait than a scheduler takes; later there may be room."""
+
+
+class CancelledError(GPT2Error):
+    """A request was given up, or its scheduler was closed, before its text was finished."""

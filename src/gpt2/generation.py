@@ -161,7 +161,7 @@ def stream(
         raise PromptError("stop: expected a model with a codec, got one without")
     seed = secrets.randbits(63) if config.seed is None else config.seed
     samples = [
-        _Sample(number, n, list(prompt), config, codec, seed)
+        Sample(number, n, list(prompt), config, codec, seed)
         for number, prompt in enumerate(prompts)
         for n in range(config.num_samples)
     ]
@@ -189,8 +189,8 @@ def check_prompts(engine: Engine, prompts: Sequence[Sequence[int]], config: Gene
             )
 
 
-class _Sample:
-    """One continuation on its way."""
+class Sample:
+    """One continuation on its way: given the logits of each next place, it chooses tokens and makes pieces of text."""
 
     def __init__(
         self,
@@ -277,12 +277,12 @@ class _Sample:
         )
 
 
-def _stream_groups(engine: Engine, samples: list[_Sample], config: GenerationConfig) -> Iterator[Piece]:
+def _stream_groups(engine: Engine, samples: list[Sample], config: GenerationConfig) -> Iterator[Piece]:
     for first in range(0, len(samples), MAX_ROWS):
         yield from _stream_group(engine, samples[first : first + MAX_ROWS], config)
 
 
-def _stream_group(engine: Engine, samples: list[_Sample], config: GenerationConfig) -> Iterator[Piece]:
+def _stream_group(engine: Engine, samples: list[Sample], config: GenerationConfig) -> Iterator[Piece]:
     """Step some samples together until all are finished."""
     cache, logits = _prefill(engine, samples, config)
     if config.echo:
@@ -334,7 +334,7 @@ def _stream_group(engine: Engine, samples: list[_Sample], config: GenerationConf
             judge.took(time.perf_counter() - started, longest)
 
 
-def _prefill(engine: Engine, samples: list[_Sample], config: GenerationConfig) -> tuple[Cache, list[np.ndarray]]:
+def _prefill(engine: Engine, samples: list[Sample], config: GenerationConfig) -> tuple[Cache, list[np.ndarray]]:
     """Feed the prompts, each once however many samples it has: a cache with a row for each sample, and its logits."""
     firsts = [entry for n, entry in enumerate(samples) if n == 0 or entry.prompt_number != samples[n - 1].prompt_number]
     cache = engine.new_cache(len(firsts))
@@ -345,7 +345,7 @@ def _prefill(engine: Engine, samples: list[_Sample], config: GenerationConfig) -
     return (cache if rows == list(range(len(firsts))) else cache.select(rows)), [logits[row] for row in rows]
 
 
-def _next_ids(engine: Engine, cache: Cache, row: int, entry: _Sample) -> Sequence[int]:
+def _next_ids(engine: Engine, cache: Cache, row: int, entry: Sample) -> Sequence[int]:
     """What to feed a row: nothing if it is finished, its last token, or a fresh window where its context is full."""
     if entry.finished:
         return ()

@@ -25,6 +25,9 @@ class Cache(Protocol):
     def select(self, rows: Sequence[int]) -> Cache:
         """A new cache with these rows, in this order; a row may be named several times (samples, beams) or not."""
 
+    def extend(self, other: Cache) -> None:
+        """Take over the rows of another cache of the same engine, behind one's own; the other has none then."""
+
     def truncate(self, row: int, length: int) -> None:
         """Forget the tokens of one row from `length` on."""
 

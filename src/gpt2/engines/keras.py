@@ -29,9 +29,12 @@ class KVCache:
     """
 
     def __init__(self, config: GPT2Config, rows: int) -> None:
+        self._empty(config, rows)
+
+    def _empty(self, config: GPT2Config, rows: int) -> None:
         self.config = config
         self.lengths = np.zeros(rows, np.int32)
-        self.capacity = max(2, 1 << (rows - 1).bit_length())
+        self.capacity = max(2, 1 << max(0, rows - 1).bit_length())
         shape = (self.capacity, config.n_head, config.n_ctx, config.head_size)
         # Zeros, not whatever is in memory: unused positions get weight 0, and 0 * NaN would be NaN. Shared with the
         # backend, since copying a cache would double the time of a step.
@@ -42,17 +45,30 @@ class KVCache:
         """A new cache with these rows, in this order."""
         chosen = KVCache(self.config, len(rows))
         for to, row in enumerate(rows):
-            n = chosen.lengths[to] = self.lengths[row]
-            for mine, theirs in zip(self.layers, chosen.layers, strict=True):
-                for source, target in zip(mine, theirs, strict=True):
-                    target[to, :, :n] = source[row, :, :n]
+            chosen._copy(to, self.lengths, self.layers, row)
         return chosen
+
+    def extend(self, other: Cache) -> None:
+        """Take over the rows of another cache, which has none then; all are copied."""
+        assert isinstance(other, KVCache)
+        parts = [(self.lengths, self.layers), (other.lengths, other.layers)]
+        self._empty(self.config, sum(len(lengths) for lengths, _ in parts))
+        places = [(lengths, layers, row) for lengths, layers in parts for row in range(len(lengths))]
+        for to, place in enumerate(places):
+            self._copy(to, *place)
+        other._empty(other.config, 0)
+
+    def _copy(self, to: int, lengths: np.ndarray, layers: Sequence[tuple[np.ndarray, np.ndarray]], row: int) -> None:
+        n = self.lengths[to] = lengths[row]
+        for mine, theirs in zip(self.layers, layers, strict=True):
+            for target, source in zip(mine, theirs, strict=True):
+                target[to, :, :n] = source[row, :, :n]
 
     def truncate(self, row: int, length: int) -> None:
         """Forget the tokens of one row from `length` on."""
         self.lengths[row] = min(length, self.lengths[row])
 
-    def extend(self, row: int, present: Sequence[tuple[np.ndarray, np.ndarray]], at: int) -> None:
+    def append(self, row: int, present: Sequence[tuple[np.ndarray, np.ndarray]], at: int) -> None:
         """Add new tokens to a row: those of row `at` of `present`, for each layer keys and values (B, H, T, D)."""
         first = self.lengths[row]
         last = first + present[0][0].shape[2]
@@ -128,7 +144,7 @@ class KerasEngine:
         else:
             past = [tuple(tensor[row : row + 1] for tensor in layer) for layer in cache.tensors]
             hidden, present = self._continue(ids, past, ops.convert_to_tensor(cache.lengths[row : row + 1]))
-        cache.extend(row, _arrays(present), 0)
+        cache.append(row, _arrays(present), 0)
         # The head over one position and over all of them rounds differently, so the last one is always done alone.
         last = _array(self.network.head(hidden[:, -1:]))[0]  # (1, V)
         if not all_positions or len(tokens) == 1:
@@ -144,7 +160,7 @@ class KerasEngine:
         logits, present = self._step(ops.convert_to_tensor(tokens), cache.tensors, ops.convert_to_tensor(lengths))
         arrays, values = _arrays(present), _array(logits)  # values (R, 1, V)
         for row in rows:
-            cache.extend(row, arrays, row)
+            cache.append(row, arrays, row)
         return [values[row] for row in rows]
 
     # What is compiled

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt2.config import GPT2Config
+from gpt2.engines import Cache
 from gpt2.engines.attention import BLOCK, blocks_for
 from gpt2.errors import CacheFullError
 
@@ -169,6 +170,12 @@ class PagedCache:
     def select(self, rows: Sequence[int]) -> PagedCache:
         """A new cache with these rows, in this order; nothing is copied before it is changed."""
         return PagedCache([self.rows[row].copy() for row in rows])
+
+    def extend(self, other: Cache) -> None:
+        """Take over the rows of another cache, which has none then."""
+        assert isinstance(other, PagedCache)
+        self.rows += other.rows
+        other.rows = []
 
     def truncate(self, row: int, length: int) -> None:
         """Forget the tokens of one row from `length` on."""
