@@ -106,15 +106,14 @@ def _load(model: str | None, *, engine: str, precision: str, verbose: bool) -> L
     from gpt2.language_model import open_model
 
     status = Status(f"building for the fast engine, {precision}; once for each model")
-    opened = open_model(
-        model,
-        engine=engine,
-        precision=precision,
-        note=status.say if verbose else None,
-        progress=status.progress,
-    )
-    status.clear()
-    return opened
+    with status.waiting("preparing the engine; the first time on a machine takes some seconds"):
+        return open_model(
+            model,
+            engine=engine,
+            precision=precision,
+            note=status.say if verbose else None,
+            progress=status.progress,
+        )
 
 
 def _print_json(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 
 _EVERY_SECONDS = 0.1
 _SHOWN_FROM = 0.3
+_LONG = 1.5
 
 
 class Status:
@@ -21,6 +25,25 @@ class Status:
         self._started = time.monotonic()
         self._last = 0.0
         self._shown = False
+
+    @contextlib.contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Show a text while this block lasts, if it lasts longer than one expects, and nothing else is shown."""
+
+        def show() -> None:
+            if sys.stderr.isatty() and not self._shown:
+                self._shown = True
+                sys.stderr.write(f"\r\x1b[K{text}")
+                sys.stderr.flush()
+
+        timer = threading.Timer(_LONG, show)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            self.clear()
 
     def progress(self, done: int, total: int) -> None:
         """Show how many of how many are done."""

@@ -61,9 +61,10 @@ class LiteRTEngine:
         with quiet():  # LiteRT says that it has made what it always makes
             graphs = [_Graph(self._interpreter, name, alone) for name in names]
         self._first, self._last, self._head, *self._blocks = graphs
-        self._attend = Attention(self.threads)
-        self._embedding = _Embedding(folder / "model.tflite", self.config, self.settings)
         dtype = np.float32 if self.precision == "float32" else np.uint16
+        self._attend = Attention(self.threads)
+        self._attend.prepare(self.config, dtype)
+        self._embedding = _Embedding(folder / "model.tflite", self.config, self.settings)
         self.pool = Pool(self.config, _pool_blocks(self.config, dtype, cache_bytes), dtype)
         self._lock = threading.Lock()
 
