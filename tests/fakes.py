@@ -36,6 +36,7 @@ class FakeEngine:
     name = "fake"
     precision = "float32"
     exact = False
+    weights_sha256 = "fake"
 
     def __init__(
         self, n_vocab: int, n_ctx: int = 64, function: Callable[[list[int]], np.ndarray] | None = None

@@ -6,6 +6,7 @@ original's convolutions, so a linear layer's weight is (in, out). Nothing here r
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -66,6 +67,19 @@ def check_shapes(config: GPT2Config, found: Mapping[str, tuple[int, ...]], *, so
     if problems:
         shown = problems[:20] + ([f"and {len(problems) - 20} more"] if len(problems) > 20 else [])
         raise TensorMismatchError(f"{source}: the tensors do not fit the config: " + "; ".join(shown))
+
+
+def weights_sha256(tensors: Tensors) -> str:
+    """The hash of a model's numbers, whatever format they come from: SHA-256 over names and float32 arrays in turn.
+
+    Args:
+        tensors: all of them, in the order of `expected_shapes`.
+    """
+    digest = hashlib.sha256()
+    for name, array in tensors:
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array, "<f4").data)
+    return digest.hexdigest()
 
 
 def _shown(name: str) -> str:

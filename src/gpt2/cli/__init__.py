@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2.cli import codec, convert, doctor, download, generate, models, plan, prepare, train
+from gpt2.cli import codec, convert, doctor, download, generate, models, plan, prepare, replay, train
 from gpt2.errors import ConfigError, GPT2Error, PromptError
 
 # The parser's errors, which typer has in one place or another, by what it shows of them.
@@ -33,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("generate")(generate.generate)
+app.command("replay")(replay.replay)
 app.command("encode")(codec.encode)
 app.command("decode")(codec.decode)
 app.command("convert")(convert.convert)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import secrets
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2.atomic import atomic_file
 from gpt2.cli.codec import read_stdin
 from gpt2.cli.status import Status
-from gpt2.errors import PromptError
+from gpt2.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
+    from gpt2.generation import Completion
     from gpt2.language_model import LanguageModel
 
 SEPARATOR = "=" * 40
@@ -63,6 +66,9 @@ def generate(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say on stderr which engine runs the model.")
     ] = False,
+    receipt: Annotated[
+        Path | None, typer.Option(help="Write to this file what it takes to repeat this: gpt2 replay FILE.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a sample, nothing else.")] = False,
     interactive: Annotated[
         bool, typer.Option("--interactive", "-i", help="Ask for prompts until an empty line or Ctrl-D.")
@@ -86,6 +92,8 @@ def generate(
 
     GenerationConfig.from_options(**settings)  # complain before the model is loaded
     options: dict[str, Any] = {"engine": engine, "precision": precision, "verbose": verbose}
+    if interactive and receipt is not None:
+        raise ConfigError("receipt: expected none in a conversation, got one")
     if interactive:
         _interact(_load(model, **options), settings)
         return
@@ -95,11 +103,17 @@ def generate(
         prompt = read_stdin("prompt").removesuffix("\n") or None
     if prompt == "":
         raise PromptError("prompt: expected text, got an empty one; leave it out for unconditional text")
+    if prompt is None and not as_json:
+        settings["echo"] = False  # <|endoftext|>, from which unconditional text begins, is no text to show
     loaded = _load(model, **options)
-    if as_json:
-        _print_json(loaded, prompt, settings)
-    else:
-        _print_text(loaded, prompt, settings)
+    done = (_print_json if as_json else _print_text)(loaded, prompt, settings)
+    if receipt is not None:
+        from gpt2 import receipts
+
+        config = GenerationConfig.from_options(**settings)
+        told = receipts.make(loaded, loaded.prompt_tokens(prompt), config, done)
+        with atomic_file(receipt) as new:
+            new.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _load(model: str | None, *, engine: str, precision: str, verbose: bool) -> LanguageModel:
@@ -116,8 +130,9 @@ def _load(model: str | None, *, engine: str, precision: str, verbose: bool) -> L
         )
 
 
-def _print_json(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> None:
-    for completion in model.generate(prompt, **settings):
+def _print_json(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> list[Completion]:
+    done = model.generate(prompt, **settings)
+    for completion in done:
         record = {
             "text": completion.text,
             "tokens": completion.tokens,
@@ -132,21 +147,26 @@ def _print_json(model: LanguageModel, prompt: str | None, settings: dict[str, An
             record["log_probabilities"] = completion.log_probabilities
             record["top_log_probabilities"] = completion.top_log_probabilities
         typer.echo(json.dumps(record, ensure_ascii=False))
+    return done
 
 
-def _print_text(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> None:
-    # <|endoftext|>, from which unconditional text begins, is no text to show.
-    settings = {**settings, "echo": settings["echo"] and prompt is not None}
+def _print_text(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> list[Completion]:
+    from gpt2.generation import Completion
+
     count = settings["num_samples"]
     if count == 1 and settings["num_beams"] == 1:
+        single = Completion(prompt=0, sample=0)
         for piece in model.stream(prompt, **settings):
+            single.add(piece)
             _write(piece.text)
         _write("\n")
-        return
-    for completion in model.generate(prompt, **settings):
+        return [single]
+    done = model.generate(prompt, **settings)
+    for completion in done:
         if count > 1:
             _write(f"{SEPARATOR} SAMPLE {completion.sample + 1} {SEPARATOR}\n")
         _write(completion.text + "\n")
+    return done
 
 
 def _interact(loaded: LanguageModel, settings: dict[str, Any]) -> None:

@@ -42,6 +42,10 @@ class Engine(Protocol):
     """Whether a row's logits are the same bits however its tokens are cut into calls, so that drafts change nothing."""
     config: GPT2Config
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the weights before they were rounded to a precision; see `gpt2.checkpoints.names.weights_sha256`."""
+
     def new_cache(self, rows: int) -> Cache:
         """An empty cache of `rows` rows."""
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from gpt2.checkpoints.names import weights_sha256
 from gpt2.config import GPT2Config
 from gpt2.engines import Cache
 from gpt2.errors import ContextLengthError, PromptError
@@ -95,6 +96,11 @@ class KerasEngine:
         self._prefill = _compiled(self._prefill_graph, ids)
         self._continue = _compiled(self._continue_graph, ids, past, lengths)
         self._step = _compiled(self._step_graph)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the network's numbers as they are now; a second for each billion of them."""
+        return weights_sha256(self.network.arrays())
 
     def new_cache(self, rows: int) -> KVCache:
         """An empty cache of `rows` rows."""

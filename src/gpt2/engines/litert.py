@@ -54,6 +54,7 @@ class LiteRTEngine:
         self.settings = read_settings(folder)
         self.config = GPT2Config.from_dict(self.settings, source=str(folder))
         self.precision: str = self.settings["precision"]
+        self.weights_sha256: str = self.settings["weights_sha256"]
         self.threads = threads or _cores()
         self._interpreter = Interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
         alone = _ALONE if self.precision == "int4" else 1

@@ -87,8 +87,8 @@ def build(
             seen[name] = array.shape
             if array.shape != shapes.get(name):
                 check_shapes(config, {**shapes, name: array.shape}, source="build")
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(name.encode())  # as gpt2.checkpoints.names.weights_sha256 does
+            digest.update(np.ascontiguousarray(array, "<f4").data)
             if name == "wte":
                 yield name, embedding.fitting(config.n_embd).pack(array)
             elif name.endswith("/w"):
