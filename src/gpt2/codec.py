@@ -70,6 +70,16 @@ class Codec:
         )
         self._valid = frozenset(self._ranks.values()) | frozenset(self.special_tokens.values())
 
+    @property
+    def ranks(self) -> Mapping[bytes, int]:
+        """The bytes of every token but the special ones, and its id."""
+        return self._ranks
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression that cuts a text into what is merged by itself."""
+        return _PATTERN
+
     # Making one
 
     @classmethod

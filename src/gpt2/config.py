@@ -7,6 +7,7 @@ chosen and `TrainingConfig` how a network is trained. Nothing here reads files o
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -209,6 +210,10 @@ class GenerationConfig:
     """The prompt is part of the text, of the tokens and of the log-probabilities."""
     context: str = "slide"
     """Past n_ctx tokens: `slide` drops the oldest half of the window, `error` refuses such a request beforehand."""
+    regex: str | None = None
+    """A regular expression that the whole continuation matches, in the syntax of Rust's `regex`."""
+    json_schema: str | None = None
+    """Or a JSON schema that it fits, as text (in options also as a dict)."""
     drafts: bool = True
     """Where the text repeats itself, check several guessed tokens at once; it changes the time and nothing else."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -228,6 +233,11 @@ class GenerationConfig:
         _check(logprobs is None or (_is_int(logprobs) and logprobs >= 0), "logprobs", "None or 0 or more", logprobs)
         _check(isinstance(self.echo, bool), "echo", "true or false", self.echo)
         _check(isinstance(self.drafts, bool), "drafts", "true or false", self.drafts)
+        for name in ("regex", "json_schema"):
+            value = getattr(self, name)
+            _check(value is None or isinstance(value, str), name, "text or None", value)
+            _check(value is None or self.num_beams == 1, name, "None with beams", value)
+        _check(self.regex is None or self.json_schema is None, "json_schema", "None with regex", self.json_schema)
         _check(self.context in ("slide", "error"), "context", "'slide' or 'error'", self.context)
 
     @classmethod
@@ -247,6 +257,8 @@ class GenerationConfig:
             options["stop"] = (options["stop"],)
         elif isinstance(options.get("stop"), (list, type(None))) and "stop" in options:
             options["stop"] = tuple(options["stop"] or ())
+        if isinstance(options.get("json_schema"), dict):
+            options["json_schema"] = json.dumps(options["json_schema"])
         sampling = SamplingConfig(**{name: options.pop(name) for name in sampling_names & set(options)})
         return cls(sampling=sampling, **options)
 

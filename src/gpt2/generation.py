@@ -16,6 +16,7 @@ import numpy as np
 
 from gpt2.codec import Codec, StreamDecoder
 from gpt2.config import GenerationConfig
+from gpt2.constraints import Constraint
 from gpt2.drafting import SIZES, Judge, Lookup
 from gpt2.engines import Cache, Engine
 from gpt2.errors import ContextLengthError, PromptError
@@ -161,7 +162,7 @@ def stream(
         raise PromptError("stop: expected a model with a codec, got one without")
     seed = secrets.randbits(63) if config.seed is None else config.seed
     samples = [
-        Sample(number, n, list(prompt), config, codec, seed)
+        Sample(number, n, list(prompt), config, codec, seed, engine.config.n_vocab)
         for number, prompt in enumerate(prompts)
         for n in range(config.num_samples)
     ]
@@ -189,6 +190,20 @@ def check_prompts(engine: Engine, prompts: Sequence[Sequence[int]], config: Gene
             )
 
 
+def constraint_of(config: GenerationConfig, codec: Codec | None, n_vocab: int) -> Constraint | None:
+    """What a continuation may hold, anew for each; None where it may hold anything.
+
+    Raises:
+        ConfigError: the regular expression or the schema cannot be used.
+        PromptError: there is no codec.
+    """
+    if config.regex is None and config.json_schema is None:
+        return None
+    if codec is None:
+        raise PromptError("regex, json_schema: expected a model with a codec, got one without")
+    return Constraint(codec, n_vocab, regex=config.regex, json_schema=config.json_schema)
+
+
 class Sample:
     """One continuation on its way: given the logits of each next place, it chooses tokens and makes pieces of text."""
 
@@ -200,6 +215,7 @@ class Sample:
         config: GenerationConfig,
         codec: Codec | None,
         seed: int,
+        n_vocab: int,
     ) -> None:
         self.prompt_number, self.number, self.prompt = prompt_number, number, prompt
         self.tokens: list[int] = []
@@ -208,6 +224,7 @@ class Sample:
         self._rng = sample_rng(seed, number)
         self._decoder = None if codec is None else StreamDecoder(codec)
         self._matcher = StopMatcher(config.stop)
+        self._constraint = constraint_of(config, codec, n_vocab)
 
     def echo(self, logits: np.ndarray) -> Piece:
         """The prompt itself as a piece; logits (T, V) are those at its tokens, if log-probabilities are wanted."""
@@ -223,8 +240,9 @@ class Sample:
     def step(self, logits: np.ndarray) -> Piece:
         """Choose the next token."""
         end = None if self._codec is None else self._codec.end_of_text
+        possible = logits if self._constraint is None else self._constraint.allow(logits)
         token = sample(
-            logits, self._config.sampling, self._rng, context=self.prompt, generated=self.tokens, end_of_text=end
+            possible, self._config.sampling, self._rng, context=self.prompt, generated=self.tokens, end_of_text=end
         )
         if token == end:
             return self._finish("stop", (), [], [])
@@ -238,6 +256,10 @@ class Sample:
         if self._matcher.stopped:
             self.finished = True
             return self._piece(text, [token], chosen, top, "stop")
+        if self._constraint is not None:
+            self._constraint.accept(token)
+            if self._constraint.complete:
+                return self._finish("stop", [token], chosen, top, text)
         if len(self.tokens) >= self._config.max_tokens:
             return self._finish("length", [token], chosen, top, text)
         return self._piece(text, [token], chosen, top, None)

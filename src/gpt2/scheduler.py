@@ -137,7 +137,8 @@ class Scheduler:
             raise PromptError("stop: expected a model with a codec, got one without")
         seed = secrets.randbits(63) if config.seed is None else config.seed
         request = Request(self, prompt, config)
-        samples = [Sample(0, n, request.prompt, config, self.codec, seed) for n in range(config.num_samples)]
+        V = self.engine.config.n_vocab
+        samples = [Sample(0, n, request.prompt, config, self.codec, seed, V) for n in range(config.num_samples)]
         texts = [_Text(request, sample, self.engine.config.n_ctx) for sample in samples]
         with self._changed:
             if self._closed:

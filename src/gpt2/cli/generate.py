@@ -52,6 +52,10 @@ def generate(
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: log-probabilities, and those of this many best tokens.")
     ] = None,
+    regex: Annotated[str | None, typer.Option(help="A regular expression that the continuation has to match.")] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(help="A JSON schema that the continuation has to fit: a file, or the schema itself.")
+    ] = None,
     echo: Annotated[bool, typer.Option("--echo/--no-echo", help="Print the prompt before its continuation.")] = True,
     no_slide: Annotated[
         bool, typer.Option("--no-slide", help="Refuse what does not fit the context, instead of sliding a window.")
@@ -87,6 +91,7 @@ def generate(
         **{"num_samples": num_samples, "num_beams": num_beams, "length_penalty": length_penalty},
         **{"seed": secrets.randbits(31) if seed is None else seed, "logprobs": logprobs},
         **{"echo": echo, "context": "error" if no_slide else "slide", "drafts": not no_drafts},
+        **{"regex": regex, "json_schema": _schema(json_schema)},
     }
     from gpt2.config import GenerationConfig
 
@@ -114,6 +119,12 @@ def generate(
         told = receipts.make(loaded, loaded.prompt_tokens(prompt), config, done)
         with atomic_file(receipt) as new:
             new.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _schema(given: str | None) -> str | None:
+    if given is None or given.lstrip().startswith("{"):
+        return given
+    return Path(given).read_text(encoding="utf-8")
 
 
 def _load(model: str | None, *, engine: str, precision: str, verbose: bool) -> LanguageModel:
