@@ -40,7 +40,7 @@ format: $(VENV)/.installed-check  ## Format the code
 
 bench: $(VENV)/.installed-bench  ## Measure beside torch, llama.cpp and CTranslate2, which this installs (an hour)
 	$(BIN)/python benchmarks/load_memory.py 124M
-	for what in build cold_start decode prefill batch draft train; do $(BIN)/python benchmarks/$$what.py || exit 1; done
+	for what in build cold_start decode prefill batch draft sampling train; do $(BIN)/python benchmarks/$$what.py || exit 1; done
 
 clean:  ## Remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build src/*.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -441,3 +442,40 @@ def test_neither_building_nor_writing_imports_tensorflow(tmp_path: Path) -> None
         )
         assert done.returncode == 0, done.stderr.decode()
         assert done.stderr == b""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["774M", "1558M"])
+@pytest.mark.parametrize("precision", ["float32", "int8", "int4"])
+def test_large_sizes_build_in_little_memory_and_run(tmp_path: Path, size: str, precision: str) -> None:
+    """Random weights as they come; the peak counts the interpreter and everything. Needs 7 GB of disk, 13 of memory."""
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        import numpy as np
+        from gpt2.checkpoints.names import expected_shapes
+        from gpt2.config import SIZES
+        from gpt2.engines.litert import LiteRTEngine
+        from gpt2.engines.litert_build import build
+        config, precision, folder = SIZES[sys.argv[1]], sys.argv[2], Path(sys.argv[3])
+        rng = np.random.default_rng(0)
+        def tensors():
+            for name, shape in expected_shapes(config).items():
+                array = rng.standard_normal(shape, dtype=np.float32)
+                array *= 0.02
+                yield name, array
+        build(folder, config, tensors(), precision)
+        peak = int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+        assert peak < 1.5 * 4 * config.num_parameters, peak
+        engine = LiteRTEngine(folder)
+        cache = engine.new_cache(1)
+        whole = engine.feed(cache, [[1, 2, 3, 4]], all_positions=True)[0]
+        assert np.isfinite(whole).all()
+        cache.truncate(0, 3)
+        assert np.array_equal(engine.feed(cache, [[4]])[0], whole[-1:])
+    """)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", program, size, precision, str(tmp_path / "built")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    shutil.rmtree(tmp_path / "built", ignore_errors=True)
+    assert done.returncode == 0, done.stderr
