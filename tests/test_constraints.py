@@ -13,8 +13,9 @@ from fakes import FakeEngine
 from gpt2.codec import Codec, default_codec
 from gpt2.config import GenerationConfig
 from gpt2.constraints import Constraint
+from gpt2.continuation import Completion
 from gpt2.errors import ConfigError, PromptError
-from gpt2.generation import Completion, generate
+from gpt2.generation import generate
 from gpt2.scheduler import Scheduler
 
 V = 50257

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakes import FakeEngine
+from fakes import FakeCache, FakeEngine
 from gpt2.config import GenerationConfig
-from gpt2.drafting import SIZES, Judge, Lookup
+from gpt2.drafting import SIZES, Clock, Judge, Lookup
+from gpt2.errors import CacheFullError, ConfigError
 from gpt2.generation import generate
+from gpt2.scheduler import Scheduler
 
 
 def test_lookup_takes_the_longest_and_latest_match() -> None:
@@ -75,6 +78,65 @@ def test_drafts_are_made_and_save_steps(monkeypatch: pytest.MonkeyPatch) -> None
     assert calls[1] < 0.5 * calls[0]
 
 
+class Cached(FakeEngine):
+    """Refuses to hold more than some tokens, as an engine with a small cache does."""
+
+    def feed(self, cache: FakeCache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
+        if sum(map(len, cache.rows)) + sum(map(len, ids)) > 30:
+            raise CacheFullError("cache: full")
+        return super().feed(cache, ids, all_positions=all_positions)
+
+
+@pytest.mark.parametrize("kind", ["alike", "unlike", "shorter context", "full cache"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_smaller_model_guesses(monkeypatch: pytest.MonkeyPatch, kind: str, temperature: float) -> None:
+    """Same text whatever it guesses; and where it is often right, far fewer steps."""
+    monkeypatch.setattr(Judge, "size", lambda self, match, most: 3 if most >= 3 else 0)
+    smaller = {
+        "alike": FakeEngine(12, 40, repetitive),
+        "unlike": FakeEngine(12, 40),
+        "shorter context": FakeEngine(12, 9, repetitive),
+        "full cache": Cached(12, 40, repetitive),
+    }[kind]
+    made, steps = [], []
+    for drafter in (None, smaller):
+        engine = FakeEngine(12, 40, repetitive)
+        engine.exact = True
+        config = GenerationConfig.from_options(
+            max_tokens=120, temperature=temperature, num_samples=2, seed=1, drafts=drafter is not None
+        )
+        made.append(generate(engine, None, [[1, 2]], config, drafter=drafter))
+        steps.append(len(engine.fed))
+    assert made[0] == made[1]
+    assert smaller.fed
+    if kind in ("alike", "shorter context") and temperature == 0:
+        assert steps[1] < 0.4 * steps[0]
+
+
+def test_a_model_with_another_vocabulary_guesses_nothing() -> None:
+    engine, other = FakeEngine(12), FakeEngine(13)
+    with pytest.raises(ConfigError, match="same vocabulary of 12 tokens, got one with 13"):
+        generate(engine, None, [[1]], GenerationConfig(), drafter=other)
+    with pytest.raises(ConfigError, match="same vocabulary"):
+        Scheduler(engine, None, drafter=other)
+
+
+@pytest.mark.parametrize("drafter", [None, FakeEngine(12, 40, repetitive)])
+def test_in_the_scheduler_too(monkeypatch: pytest.MonkeyPatch, drafter: FakeEngine | None) -> None:
+    monkeypatch.setattr(Judge, "size", lambda self, match, most: 3 if most >= 3 else 0)
+    config = GenerationConfig.from_options(max_tokens=100, temperature=1.0, seed=4, num_samples=2)
+    engine = FakeEngine(12, 40, repetitive)
+    wanted = [generate(engine, None, [[n]], config) for n in range(5)]
+    engine = FakeEngine(12, 40, repetitive)
+    engine.exact = True
+    with Scheduler(engine, None, drafter=drafter) as scheduler:
+        found = [scheduler.submit([n], config) for n in range(5)]
+        assert [request.result() for request in found] == wanted
+        few = len(engine.fed)
+        assert scheduler.submit([0], config).result() == wanted[0]
+        assert max(map(len, engine.fed[few:])) >= 4
+
+
 def test_not_where_the_engine_is_not_exact_nor_beside_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Judge, "size", lambda self, match, most: most if most < 7 else 7)
     for exact, samples in ((False, 1), (True, 5)):
@@ -86,18 +148,19 @@ def test_not_where_the_engine_is_not_exact_nor_beside_many_rows(monkeypatch: pyt
 
 
 def test_judge_by_the_clock_and_by_what_came_true() -> None:
-    judge = Judge()
+    clock = Clock()
+    judge = Judge(clock)
     assert judge.size(16, 7) == 0  # nothing to compare with yet
-    judge.took(1.0, 0)
+    clock.took(1.0, 0)
     assert judge.size(0, 7) == 0
     assert judge.size(16, 7) in SIZES
     for _ in range(10):
-        judge.took(1.6, 7)
+        clock.took(1.6, 7)
         judge.fared(16, 7, 7)
     assert judge.size(16, 7) == 7
     assert judge.size(16, 6) == 3  # no room for more
-    judge.took(1.3, 1)
-    judge.took(1.4, 3)
+    clock.took(1.3, 1)
+    clock.took(1.4, 3)
     for _ in range(10):
         judge.fared(2, 3, 0)
     assert judge.size(2, 7) == 0  # after short matches it went otherwise; after long ones it did not
@@ -107,5 +170,5 @@ def test_judge_by_the_clock_and_by_what_came_true() -> None:
         tries += 1
     assert tries > 10
     for _ in range(20):
-        judge.took(9.0, 7)  # now eight tokens cost more than eight steps
+        clock.took(9.0, 7)  # now eight tokens cost more than eight steps
     assert judge.size(16, 7) != 7

@@ -28,6 +28,29 @@ _RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Let one process at a time into the block, by a lock on a file that is made for it and stays.
+
+    The lock is the system's: it goes when the process does, however it ends. Windows has none, so there it is no lock.
+
+    Args:
+        path: the file; its folder exists.
+        wait: until no other process holds the lock; else that is an error.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+@contextlib.contextmanager
 def atomic_folder(path: Path, *, replaceable: Callable[[Path], bool]) -> Iterator[Path]:
     """Give an empty folder to fill, which takes the place of `path` when the block ends well.
 

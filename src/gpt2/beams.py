@@ -14,8 +14,8 @@ import numpy as np
 
 from gpt2.codec import Codec
 from gpt2.config import GenerationConfig
+from gpt2.continuation import Completion, StopMatcher, TopLogProbs
 from gpt2.engines import Cache, Engine
-from gpt2.generation import Completion, StopMatcher, TopLogProbs
 from gpt2.sampling import adjust, log_softmax, top_log_probabilities
 
 

@@ -108,8 +108,8 @@ def query_model(
         stop: text that ends the continuation and is not part of it.
         options: `engine`, what runs the model: `litert`, `keras`, or `auto` (the default) for the fastest that can be
             used here; `precision` of the weights: `float32` (the default), or with litert `int8` or `int4`, faster and
-            a little less exact; and any other field of `GenerationConfig` and `SamplingConfig`, such as min_p or
-            repetition_penalty.
+            a little less exact; `draft_model`, a smaller model that guesses ahead and changes nothing but the time; and
+            any other field of `GenerationConfig` and `SamplingConfig`, such as min_p or repetition_penalty.
 
     Raises:
         GPT2Error: the tree in `gpt2.errors`; the message names the argument.
@@ -171,7 +171,7 @@ def save_model_via_api(request: SaveRequest) -> SaveResponse:
 
 _lock = threading.RLock()
 _trained: dict[str, Model] = {}
-_open: OrderedDict[tuple[str | None, str, str], LanguageModel] = OrderedDict()
+_open: OrderedDict[tuple[str | None, ...], LanguageModel] = OrderedDict()
 
 
 def _model(name: str | None) -> Model:
@@ -186,15 +186,16 @@ def _model(name: str | None) -> Model:
 def _opened(name: str | None, options: dict[str, Any]) -> LanguageModel:
     """A model to be asked: one that was trained here, or one from disk, which then stays open.
 
-    Takes `engine` and `precision` out of the options.
+    Takes `engine`, `precision` and `draft_model` out of the options.
     """
     engine, precision = options.pop("engine", "auto"), options.pop("precision", "float32")
+    draft_model = options.pop("draft_model", None)
     with _lock:
         if name is not None and name in _trained:
             return _trained[name]
-        key = (name, engine, precision)
+        key = (name, engine, precision, draft_model)
         if key not in _open:
-            _open[key] = open_model(name, engine=engine, precision=precision)
+            _open[key] = open_model(name, engine=engine, precision=precision, draft_model=draft_model)
             if len(_open) > MAX_LOADED:
                 _open.popitem(last=False)
         _open.move_to_end(key)

@@ -19,22 +19,32 @@ from gpt2 import store
 from gpt2.beams import beam_search
 from gpt2.codec import Codec, codec_for
 from gpt2.config import GenerationConfig, GPT2Config
+from gpt2.continuation import Completion, Piece
+from gpt2.drafting import check_drafter
 from gpt2.engines import Engine
 from gpt2.engines.registry import open_engine
-from gpt2.errors import PromptError
-from gpt2.generation import Completion, Piece, check_prompts, generate, stream
+from gpt2.errors import ConfigError, PromptError
+from gpt2.generation import check_prompts, generate, stream
 
 Prompt = str | Sequence[int] | None
 """Text, token ids, or None for unconditional text from `<|endoftext|>`."""
 
 
 class LanguageModel:
-    """An engine with its codec, ready to be asked."""
+    """An engine with its codec, ready to be asked.
 
-    def __init__(self, engine: Engine, codec: Codec | None, *, name: str) -> None:
+    Args:
+        engine: what runs the network.
+        codec: what its tokens mean; None gives tokens alone.
+        name: for people.
+        drafter: runs a smaller model with the same vocabulary, whose guesses save time; see `gpt2.drafting`.
+    """
+
+    def __init__(self, engine: Engine, codec: Codec | None, *, name: str, drafter: Engine | None = None) -> None:
         self.engine = engine
         self.codec = codec
         self.name = name
+        self.drafter = drafter
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {self.num_parameters:,} parameters, {self.config}>"
@@ -82,8 +92,8 @@ class LanguageModel:
         config = GenerationConfig.from_options(**options)
         prompts = self.prompt_tokens(prompt)
         if config.num_beams == 1:
-            return generate(self.engine, self.codec, prompts, config)
-        check_prompts(self.engine, prompts, config)
+            return generate(self.engine, self.codec, prompts, config, drafter=self.drafter)
+        check_prompts(self.engine, self.codec, prompts, config)
         return [
             completion
             for number, tokens in enumerate(prompts)
@@ -92,7 +102,8 @@ class LanguageModel:
 
     def stream(self, prompt: Prompt | Sequence[str] = None, **options: Any) -> Iterator[Piece]:
         """As `generate`, but piece by piece, as tokens come."""
-        return stream(self.engine, self.codec, self.prompt_tokens(prompt), GenerationConfig.from_options(**options))
+        config = GenerationConfig.from_options(**options)
+        return stream(self.engine, self.codec, self.prompt_tokens(prompt), config, drafter=self.drafter)
 
     def prompt_tokens(self, prompt: Prompt | Sequence[str]) -> list[list[int]]:
         """The token ids of each prompt in what `generate` accepts.
@@ -126,6 +137,7 @@ def open_model(
     *,
     engine: str = "auto",
     precision: str = "float32",
+    draft_model: str | os.PathLike[str] | None = None,
     note: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LanguageModel:
@@ -135,15 +147,26 @@ def open_model(
         name_or_path: as for `gpt2.gpt.load_model`; also a folder that `gpt2 convert --to litert` wrote.
         engine: `litert`, `keras`, or `auto` for the first of these that can be used here.
         precision: of the weights: `float32`, or with litert `int8` or `int4`.
+        draft_model: a smaller model with the same vocabulary, named as `name_or_path`, which runs in int8 and guesses
+            what comes next. It changes nothing but the time, and helps where the larger one is much slower and the
+            smaller one often right. Without, guesses come from the text itself.
         note: told what a person might want to know, such as the engine that was chosen.
         progress: told how many of how many parameters are done while a model is built for the engine.
 
     Raises:
         ModelNameError: the store has no such model.
-        ConfigError: no such engine or precision.
+        ConfigError: no such engine or precision, or a `draft_model` for an engine that takes no drafts or with another
+            vocabulary.
         CheckpointError: the folder cannot be read.
     """
     path = store.resolve(name_or_path)
+    smaller = None if draft_model is None else store.resolve(draft_model)
     opened = open_engine(path, engine, precision, note=note, progress=progress)
     name = store.BUNDLED if name_or_path is None else str(name_or_path)
-    return LanguageModel(opened, codec_for(path, opened.config.n_vocab), name=name)
+    drafter = None
+    if smaller is not None:
+        if not opened.exact:
+            raise ConfigError(f"draft_model: expected the litert engine for the model itself, got {opened.name}")
+        drafter = open_engine(smaller, "litert", "int8", note=note, progress=progress)
+        check_drafter(opened, drafter)
+    return LanguageModel(opened, codec_for(path, opened.config.n_vocab), name=name, drafter=drafter)

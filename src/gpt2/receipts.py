@@ -13,8 +13,8 @@ from importlib import metadata
 from typing import Any
 
 from gpt2.config import GenerationConfig, SamplingConfig
+from gpt2.continuation import Completion
 from gpt2.errors import ConfigError
-from gpt2.generation import Completion
 from gpt2.language_model import LanguageModel
 
 VERSION = 1

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from gpt2 import checkpoints, report, store
-from gpt2.atomic import atomic_file, atomic_folder
+from gpt2.atomic import atomic_file, atomic_folder, locked
 from gpt2.checkpoints import manifest, native, tensor_file
 from gpt2.checkpoints.json_file import read_object
 from gpt2.codec import Codec
@@ -107,15 +107,10 @@ class Run:
         Raises:
             TrainingError: another process does.
         """
-        try:
-            import fcntl
-        except ImportError:  # Windows: no lock there
-            yield
-            return
-        with (self.folder / ".lock").open("w") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                stack.enter_context(locked(self.folder / ".lock", wait=False))
+            except BlockingIOError:
                 raise TrainingError(f"{self.folder}: another process is training in it") from None
             yield
 

@@ -14,19 +14,18 @@ for it alone (to the last bit with an engine that is exact).
 from __future__ import annotations
 
 import queue
-import secrets
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-import numpy as np
-
+from gpt2.batch import Batch
 from gpt2.codec import Codec
 from gpt2.config import GenerationConfig
-from gpt2.engines import Cache, Engine
+from gpt2.continuation import Completion, Piece, Sample
+from gpt2.engines import Engine
 from gpt2.errors import CacheFullError, CancelledError, GPT2Error, PromptError, QueueFullError
-from gpt2.generation import Completion, Piece, Sample, check_prompts
+from gpt2.generation import check_prompts, new_seed, samples_of
 
 MAX_ROWS = 16
 """Texts that are written at once."""
@@ -74,44 +73,35 @@ class Request:
         self._scheduler.wake()
 
 
-class _Text:
-    """One sample of a request: what is to be fed yet, and what was chosen."""
-
-    def __init__(self, request: Request, sample: Sample, n_ctx: int) -> None:
-        self.request, self.sample, self.n_ctx = request, sample, n_ctx
-        self.pending: list[int] = []
-        self.echoed = not request.config.echo
-        self._start = max(0, len(request.prompt) - n_ctx)  # of the window, in the prompt and what was chosen
-
-    def restart(self) -> None:
-        """The window is to be read from its start, since there is no row for it yet, or no longer."""
-        self.pending = (self.sample.prompt + self.sample.tokens)[self._start :]
-
-    def slide(self) -> None:
-        """The context is full: go on with the newer half of it, as `generation.generate` does."""
-        length = len(self.sample.prompt) + len(self.sample.tokens)
-        self._start = length - max(1, self.n_ctx // 2)
-        self.restart()
-
-
 class Scheduler:
     """Steps the texts of many requests together on one engine, which nobody else may use meanwhile.
 
     Args:
         engine: what runs the network.
         codec: for text and stop strings; None gives tokens alone.
+        drafter: runs a smaller model with the same vocabulary, which guesses what comes next; see `gpt2.drafting`.
         max_rows: texts that are written at once.
         max_waiting: texts that wait for their turn; more are refused.
+
+    Raises:
+        ConfigError: the drafter has another vocabulary.
     """
 
     def __init__(
-        self, engine: Engine, codec: Codec | None, *, max_rows: int = MAX_ROWS, max_waiting: int = MAX_WAITING
+        self,
+        engine: Engine,
+        codec: Codec | None,
+        *,
+        drafter: Engine | None = None,
+        max_rows: int = MAX_ROWS,
+        max_waiting: int = MAX_WAITING,
     ) -> None:
         self.engine, self.codec = engine, codec
         self.max_rows, self.max_waiting = max_rows, max_waiting
-        self._waiting: deque[_Text] = deque()
-        self._live: list[_Text] = []  # in the order of the cache's rows
-        self._cache: Cache = engine.new_cache(0)
+        self._waiting: deque[list[Sample]] = deque()  # those of a list can share the reading of their prompt
+        self._batch = Batch(engine, drafter=drafter, prompt_tokens=PROMPT_TOKENS)
+        self._requests: dict[Sample, Request] = {}  # of all samples that wait or are being written
+        self._writing = 0
         self._changed = threading.Condition()
         self._closed = False
         self._held = False  # the cache was full: nobody joins before somebody has left
@@ -130,24 +120,19 @@ class Scheduler:
             QueueFullError: too many wait already.
             CancelledError: the scheduler is closed.
         """
-        check_prompts(self.engine, [prompt], config)
+        check_prompts(self.engine, self.codec, [prompt], config)
         if config.num_beams > 1:
             raise PromptError("num_beams: expected 1 for a scheduler, which has no beam search")
-        if config.stop and self.codec is None:
-            raise PromptError("stop: expected a model with a codec, got one without")
-        seed = secrets.randbits(63) if config.seed is None else config.seed
         request = Request(self, prompt, config)
-        V = self.engine.config.n_vocab
-        samples = [Sample(0, n, request.prompt, config, self.codec, seed, V) for n in range(config.num_samples)]
-        texts = [_Text(request, sample, self.engine.config.n_ctx) for sample in samples]
+        samples = samples_of(self.engine, self.codec, prompt, config, new_seed(config))
         with self._changed:
             if self._closed:
                 raise CancelledError("scheduler: it is closed")
-            if len(self._waiting) + len(texts) > self.max_waiting:
-                raise QueueFullError(
-                    f"scheduler: {len(self._waiting)} texts wait already, of at most {self.max_waiting}"
-                )
-            self._waiting.extend(texts)
+            waiting = sum(map(len, self._waiting))
+            if waiting + len(samples) > self.max_waiting:
+                raise QueueFullError(f"scheduler: {waiting} texts wait already, of at most {self.max_waiting}")
+            self._waiting.append(samples)
+            self._requests.update(dict.fromkeys(samples, request))
             self._changed.notify()
         return request
 
@@ -155,7 +140,7 @@ class Scheduler:
     def load(self) -> tuple[int, int]:
         """Texts that are being written, and texts that wait."""
         with self._changed:
-            return len(self._live), len(self._waiting)
+            return self._writing, sum(map(len, self._waiting))
 
     def wake(self) -> None:
         """Look at requests that were given up."""
@@ -180,103 +165,70 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._live or self._closed):
+                self._writing = len(self._batch.samples)
+                while not (self._waiting or self._writing or self._closed):
                     self._changed.wait()
                 if self._closed:
-                    for text in [*self._live, *self._waiting]:
-                        self._fail(text, CancelledError("scheduler: it was closed"))
+                    self._fail(list(self._requests), CancelledError("scheduler: it was closed"))
                     return
                 self._drop_cancelled()
                 self._admit()
-            if self._live:
+                self._writing = len(self._batch.samples)
+            if self._writing:
                 try:
                     self._step()
                 except CacheFullError as error:
                     self._make_room(error)
                 except Exception as error:  # nobody may wait for ever, whatever it is
-                    for text in self._live:
-                        self._fail(text, error)
-                    self._keep([])
+                    self._fail(self._batch.samples, error)
+                    self._batch.drop(lambda _: True)
 
     def _drop_cancelled(self) -> None:
-        for text in [*self._live, *self._waiting]:
-            if text.request.cancelled:
-                self._fail(text, CancelledError("request: it was given up"))
-        self._waiting = deque(text for text in self._waiting if not text.request.cancelled)
-        if any(text.request.cancelled for text in self._live):
-            self._keep([row for row, text in enumerate(self._live) if not text.request.cancelled])
-            self._held = False
+        gone = [sample for sample, request in self._requests.items() if request.cancelled]
+        if not gone:
+            return
+        self._fail(gone, CancelledError("request: it was given up"))
+        left = [[sample for sample in samples if sample in self._requests] for samples in self._waiting]
+        self._waiting = deque(samples for samples in left if samples)
+        self._batch.drop(lambda sample: sample not in self._requests)
+        self._held = False
 
     def _admit(self) -> None:
-        """Let the next ones join. Samples of a prompt that is being read wait, to share what was computed for it."""
-        if self._held and self._live:
-            return
-        while self._waiting and len(self._live) < self.max_rows:
-            text = self._waiting[0]
-            if any(other.request is text.request and other.pending for other in self._live):
-                return
-            self._waiting.popleft()
-            text.restart()
-            self._live.append(text)
-            self._cache.extend(self.engine.new_cache(1))
+        """Let the next ones join."""
+        groups = []
+        room = self.max_rows - len(self._batch.samples)
+        while self._waiting and room and not (self._held and self._batch.samples):
+            samples = self._waiting.popleft()
+            if samples[room:]:
+                self._waiting.appendleft(samples[room:])
+            groups.append(samples[:room])
+            room -= len(groups[-1])
+        if groups:
+            self._batch.join(groups)
 
     def _step(self) -> None:
-        """Feed every live text some tokens, and let those whose prompt is read choose the next."""
-        fed: list[Sequence[int]] = []
-        room, every = PROMPT_TOKENS, False
-        for row, text in enumerate(self._live):
-            if not text.echoed and text.request.config.logprobs is not None:
-                # The logits at every token of the prompt are wanted: it is read at once, and alone.
-                fed = [text.pending if other == row else [] for other in range(len(self._live))]
-                every = True
-                break
-            if not text.pending:
-                if int(self._cache.lengths[row]) >= self.engine.config.n_ctx:
-                    self._cache.truncate(row, 0)
-                    text.slide()
-                else:
-                    text.pending = text.sample.tokens[-1:]
-            # One token is a step and always goes; of prompts, as much as there is room for.
-            count = 1 if len(text.pending) == 1 else min(room, len(text.pending))
-            room -= count if len(text.pending) > 1 else 0
-            fed.append(text.pending[:count])
-        logits = self.engine.feed(self._cache, fed, all_positions=every)
-        for text, tokens, values in zip(self._live, fed, logits, strict=True):
-            text.pending = text.pending[len(tokens) :]
-            if len(tokens) and not text.pending:
-                self._choose(text, values)
-        done = [text.sample.finished for text in self._live]
-        if any(done):
-            self._keep([row for row, finished in enumerate(done) if not finished])
-            self._held = False
+        for sample, piece in self._batch.step():
+            if isinstance(piece, GPT2Error):
+                self._fail([sample], piece)
+            elif sample in self._requests:
+                self._requests[sample]._pieces.put(piece)
+                if piece.finish_reason is not None:
+                    del self._requests[sample]
+                    self._held = False
 
-    def _choose(self, text: _Text, logits: np.ndarray) -> None:
-        try:
-            if not text.echoed:
-                text.echoed = True
-                text.request._pieces.put(text.sample.echo(logits))
-            if text.request.config.max_tokens == 0:
-                text.sample.finished = True
-                text.request._pieces.put(Piece(0, text.sample.number, "", (), None, None, "length"))
-            else:
-                text.request._pieces.put(text.sample.step(logits[-1]))
-        except GPT2Error as error:
-            self._fail(text, error)
-
-    def _fail(self, text: _Text, error: BaseException) -> None:
-        text.sample.finished = text.request.cancelled = True  # its other samples too
-        text.request._pieces.put(error)
+    def _fail(self, samples: Sequence[Sample], error: BaseException) -> None:
+        """Let requests end with an error; all samples of a request do, before the next step."""
+        for sample in samples:
+            request = self._requests.pop(sample)
+            request.cancelled = True
+            request._pieces.put(error)
 
     def _make_room(self, error: CacheFullError) -> None:
-        """The newest text goes back to the front of the queue, and is read again later; one alone cannot be helped."""
-        if len(self._live) == 1:
-            self._fail(self._live[0], error)
-            self._keep([])
+        """Who joined last goes back to the front of the queue, and is read again later; one alone cannot be helped."""
+        last = self._batch.drop_last()
+        if not self._batch.samples:
+            self._fail(last, error)
             return
         with self._changed:
-            self._waiting.appendleft(self._live[-1])
-        self._keep(list(range(len(self._live) - 1)))
+            self._waiting.appendleft(last)
         self._held = True
-
-    def _keep(self, rows: Sequence[int]) -> None:
-        self._cache, self._live = self._cache.select(rows), [self._live[row] for row in rows]

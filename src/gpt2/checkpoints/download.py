@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpt2 import checkpoints, store
-from gpt2.atomic import atomic_file, atomic_folder
+from gpt2.atomic import atomic_file, atomic_folder, locked
 from gpt2.checkpoints import huggingface, json_file, openai, tensor_file
 from gpt2.checkpoints.transfer import Done, Progress, Settings, check_url, fetch
 from gpt2.codec import VOCAB_BPE_SHA256
@@ -120,7 +120,7 @@ def download(
         _check_space(parts, spec)
     except OSError as error:
         raise DownloadError(f"{parts}: cannot be written: {error.strerror}") from error
-    with _lock(parts):
+    with locked(parts / "lock"):
         if not force and is_here(spec):  # another process brought it while this one waited
             return target
         known = {} if accept_new_hashes else _remembered(spec)
@@ -342,7 +342,7 @@ def _remembered(spec: Spec) -> dict[str, str]:
 
 def _remember(spec: Spec, hashes: Mapping[str, str]) -> None:
     path = _hashes_path()
-    with _lock(store.home()):  # two models may be done at once; neither's hashes may get lost
+    with locked(store.home() / "lock"):  # two models may be done at once; neither's hashes may get lost
         known = json_file.read_object(path) if path.is_file() else {}
         known[f"{spec.name}/{spec.source}"] = dict(hashes)
         with atomic_file(path) as new:
@@ -355,16 +355,3 @@ def _check_space(folder: Path, spec: Spec) -> None:
     free = shutil.disk_usage(folder).free
     if free < need:
         raise DownloadError(f"{folder}: expected {need / 1e9:.1f} GB of free space, found {free / 1e9:.1f} GB")
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time; the second waits for the first."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, and the last one wins
-        yield
-        return
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib import metadata
 from typing import Annotated
 
 import typer
+
+from gpt2 import machine
 
 PACKAGES = (
     *("tensorflow", "keras", "numpy", "ai-edge-litert", "numba", "tiktoken", "safetensors", "typer", "rich"),
@@ -21,7 +22,7 @@ def doctor(
 ) -> None:
     """Show versions, devices and folders, and whether a model runs."""
     facts: dict[str, str] = {"python": platform.python_version(), "system": platform.platform()}
-    facts["processors"] = str(os.cpu_count())
+    facts["processors"] = str(machine.cores())
     for package in ("gpt2", *PACKAGES):
         try:
             facts[package] = metadata.version(package)

@@ -16,7 +16,7 @@ from gpt2.cli.status import Status
 from gpt2.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
-    from gpt2.generation import Completion
+    from gpt2.continuation import Completion
     from gpt2.language_model import LanguageModel
 
 SEPARATOR = "=" * 40
@@ -63,6 +63,9 @@ def generate(
     no_drafts: Annotated[
         bool, typer.Option("--no-drafts", help="One token at a time, also where the text repeats itself; only slower.")
     ] = False,
+    draft_model: Annotated[
+        str | None, typer.Option(help="A smaller model with the same vocabulary, to guess ahead; saves time alone.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="litert, keras, or auto for the fastest that can be used.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="Of the weights: float32; or with litert int8 or int4, faster and a little less exact.")
@@ -96,11 +99,11 @@ def generate(
     from gpt2.config import GenerationConfig
 
     GenerationConfig.from_options(**settings)  # complain before the model is loaded
-    options: dict[str, Any] = {"engine": engine, "precision": precision, "verbose": verbose}
+    options: dict[str, Any] = {"engine": engine, "precision": precision, "draft_model": draft_model}
     if interactive and receipt is not None:
         raise ConfigError("receipt: expected none in a conversation, got one")
     if interactive:
-        _interact(_load(model, **options), settings)
+        _interact(_load(model, verbose=verbose, **options), settings)
         return
     if prompt == "-":
         prompt = read_stdin("prompt").removesuffix("\n")
@@ -110,7 +113,7 @@ def generate(
         raise PromptError("prompt: expected text, got an empty one; leave it out for unconditional text")
     if prompt is None and not as_json:
         settings["echo"] = False  # <|endoftext|>, from which unconditional text begins, is no text to show
-    loaded = _load(model, **options)
+    loaded = _load(model, verbose=verbose, **options)
     done = (_print_json if as_json else _print_text)(loaded, prompt, settings)
     if receipt is not None:
         from gpt2 import receipts
@@ -127,15 +130,15 @@ def _schema(given: str | None) -> str | None:
     return Path(given).read_text(encoding="utf-8")
 
 
-def _load(model: str | None, *, engine: str, precision: str, verbose: bool) -> LanguageModel:
+def _load(model: str | None, *, precision: str, verbose: bool, **options: Any) -> LanguageModel:
     from gpt2.language_model import open_model
 
     status = Status(f"building for the fast engine, {precision}; once for each model")
     with status.waiting("preparing the engine; the first time on a machine takes some seconds"):
         return open_model(
             model,
-            engine=engine,
             precision=precision,
+            **options,
             note=status.say if verbose else None,
             progress=status.progress,
         )
@@ -162,7 +165,7 @@ def _print_json(model: LanguageModel, prompt: str | None, settings: dict[str, An
 
 
 def _print_text(model: LanguageModel, prompt: str | None, settings: dict[str, Any]) -> list[Completion]:
-    from gpt2.generation import Completion
+    from gpt2.continuation import Completion
 
     count = settings["num_samples"]
     if count == 1 and settings["num_beams"] == 1:

@@ -26,11 +26,10 @@ def plan(
 
     Example: gpt2 plan --size 124M --batch-size 8 --sequence-length 256 --precision bfloat16 --memory 4
     """
-    import os
-
     from rich.console import Console
     from rich.table import Table
 
+    from gpt2 import machine
     from gpt2.config import TrainingConfig, shape_of
     from gpt2.errors import ConfigError
     from gpt2.plan import fitting
@@ -46,7 +45,7 @@ def plan(
         lora_rank=lora_rank,
     )
     if memory is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else 8.0
+        memory = (machine.memory() or 8e9) / 1e9
     elif memory <= 0:
         raise ConfigError(f"--memory: expected a number of GB above 0, got {memory}")
     with Console(stderr=True).status("measuring"):

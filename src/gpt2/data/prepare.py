@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from gpt2 import machine
 from gpt2.atomic import atomic_folder
 from gpt2.codec import Codec, default_codec
 from gpt2.data import shards
@@ -103,7 +104,7 @@ def prepare(
             if on_progress is not None:
                 on_progress(Progress(characters, written, meter.done, meter.total))
 
-        work.run(documents, workers or os.cpu_count() or 1, told)
+        work.run(documents, workers or machine.cores(), told)
         manifest = {
             **{"format": shards.FORMAT, "version": shards.VERSION, "dtype": work.dtype},
             "codec": {"n_vocab": codec.n_vocab, "end_of_text": codec.end_of_text, "sha256": codec_hash(codec)},

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from gpt2.config import GPT2Config
+from gpt2.errors import ContextLengthError, PromptError
 
 
 class Cache(Protocol):
@@ -66,3 +67,27 @@ class Engine(Protocol):
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Logits (B, T, V) float32 of ids (B, T), without a cache."""
+
+
+def check_fed(config: GPT2Config, lengths: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
+    """Refuse what `Engine.feed` cannot take.
+
+    Args:
+        config: of the network.
+        lengths: how many tokens each row of the cache holds.
+        ids: for each row the new tokens.
+
+    Raises:
+        PromptError: a token that is not in the vocabulary, or not one row of tokens for each row of the cache.
+        ContextLengthError: a row would grow past n_ctx.
+    """
+    if len(ids) != len(lengths):
+        raise PromptError(f"ids: expected {len(lengths)} rows as in the cache, got {len(ids)}")
+    for length, tokens in zip(lengths, ids, strict=True):
+        if length + len(tokens) > config.n_ctx:
+            raise ContextLengthError(
+                f"tokens: expected at most n_ctx = {config.n_ctx} in a row, got {length} + {len(tokens)}"
+            )
+        bad = next((token for token in tokens if not 0 <= token < config.n_vocab), None)
+        if bad is not None:
+            raise PromptError(f"tokens: expected ids from 0 to {config.n_vocab - 1}, got {bad}")

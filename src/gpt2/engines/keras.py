@@ -16,8 +16,7 @@ from keras import ops
 
 from gpt2.checkpoints.names import weights_sha256
 from gpt2.config import GPT2Config
-from gpt2.engines import Cache
-from gpt2.errors import ContextLengthError, PromptError
+from gpt2.engines import Cache, check_fed
 from gpt2.model import GPT2
 from gpt2.shared_memory import as_tensor, zeros
 
@@ -114,10 +113,7 @@ class KerasEngine:
             ContextLengthError: a row would grow past n_ctx.
         """
         assert isinstance(cache, KVCache)
-        if len(ids) != len(cache.lengths):
-            raise PromptError(f"ids: expected {len(cache.lengths)} rows as in the cache, got {len(ids)}")
-        for row, tokens in enumerate(ids):
-            self._check(tokens, int(cache.lengths[row]))
+        check_fed(self.config, cache.lengths.tolist(), ids)
         logits = [np.zeros((0, self.config.n_vocab), np.float32)] * len(ids)
         single = [row for row, tokens in enumerate(ids) if len(tokens) == 1 and cache.lengths[row]]
         if single:
@@ -132,15 +128,6 @@ class KerasEngine:
         """Logits (B, T, V) float32 of ids (B, T), without a cache."""
         hidden, _ = self._prefill(ops.convert_to_tensor(ids, dtype="int32"))
         return _array(self.network.head(hidden))
-
-    def _check(self, tokens: Sequence[int], length: int) -> None:
-        if length + len(tokens) > self.config.n_ctx:
-            raise ContextLengthError(
-                f"tokens: expected at most n_ctx = {self.config.n_ctx} in a row, got {length} + {len(tokens)}"
-            )
-        bad = next((token for token in tokens if not 0 <= token < self.config.n_vocab), None)
-        if bad is not None:
-            raise PromptError(f"tokens: expected ids from 0 to {self.config.n_vocab - 1}, got {bad}")
 
     def _feed_row(self, cache: KVCache, row: int, tokens: Sequence[int], all_positions: bool) -> np.ndarray:
         """Any number of tokens for one row by itself."""

@@ -7,7 +7,6 @@ a row gives is the same to the last bit however its tokens were cut into calls a
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
+from gpt2 import machine
 from gpt2.config import GPT2Config
-from gpt2.engines import Cache
+from gpt2.engines import Cache, check_fed
 from gpt2.engines.attention import BLOCK, TILE, Attention
 from gpt2.engines.litert_build import PRECISIONS, read_settings
 from gpt2.engines.paged import PagedCache, Pool, Row
 from gpt2.engines.quantization import unpack
-from gpt2.errors import ContextLengthError, PromptError
 from gpt2.quiet import quiet
 
 CHUNK = 512
@@ -31,6 +30,7 @@ _HEAD_ROWS = 64  # positions whose logits are made at once
 _ALONE = 4  # with int4, up to so many tokens one by one: LiteRT's kernel for several costs as much as four for one
 _CACHE_ROWS = 64  # full rows that the cache holds, unless that is more than its share of the memory
 _CACHE_SHARE = 0.25
+_MEMORY = 4 << 30  # where the machine does not say
 
 
 class LiteRTEngine:
@@ -55,7 +55,7 @@ class LiteRTEngine:
         self.config = GPT2Config.from_dict(self.settings, source=str(folder))
         self.precision: str = self.settings["precision"]
         self.weights_sha256: str = self.settings["weights_sha256"]
-        self.threads = threads or _cores()
+        self.threads = threads or machine.cores()
         self._interpreter = Interpreter(model_path=str(folder / "model.tflite"), num_threads=self.threads)
         alone = _ALONE if self.precision == "int4" else 1
         names = ["first", "last", "head", *(f"block{n}" for n in range(self.config.n_layer - 1))]
@@ -84,10 +84,7 @@ class LiteRTEngine:
             CacheFullError: the cache's memory does not suffice; all rows are as they were.
         """
         assert isinstance(cache, PagedCache)
-        if len(ids) != len(cache.rows):
-            raise PromptError(f"ids: expected {len(cache.rows)} rows as in the cache, got {len(ids)}")
-        for row, tokens in zip(cache.rows, ids, strict=True):
-            self._check(tokens, len(row.tokens))
+        check_fed(self.config, cache.lengths.tolist(), ids)
         with self._lock:
             work = []
             before = [len(row.tokens) for row in cache.rows]
@@ -108,15 +105,6 @@ class LiteRTEngine:
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Logits (B, T, V) float32 of ids (B, T), without a cache."""
         return np.stack([self.feed(self.new_cache(1), [row], all_positions=True)[0] for row in ids.tolist()])
-
-    def _check(self, tokens: Sequence[int], length: int) -> None:
-        if length + len(tokens) > self.config.n_ctx:
-            raise ContextLengthError(
-                f"tokens: expected at most n_ctx = {self.config.n_ctx} in a row, got {length} + {len(tokens)}"
-            )
-        bad = next((token for token in tokens if not 0 <= token < self.config.n_vocab), None)
-        if bad is not None:
-            raise PromptError(f"tokens: expected ids from 0 to {self.config.n_vocab - 1}, got {bad}")
 
     def _run(self, work: Sequence[tuple[Row, Sequence[int]]], all_positions: bool) -> list[np.ndarray]:
         """The logits of each row that were asked for."""
@@ -242,20 +230,5 @@ def _pool_blocks(config: GPT2Config, dtype: type, cache_bytes: int | None) -> in
     row = -(-config.n_ctx // BLOCK)
     block = 2 * config.n_layer * config.n_embd * BLOCK * np.dtype(dtype).itemsize
     if cache_bytes is None:
-        cache_bytes = min(_CACHE_ROWS * row * block, int(_CACHE_SHARE * _memory()))
+        cache_bytes = min(_CACHE_ROWS * row * block, int(_CACHE_SHARE * (machine.memory() or _MEMORY)))
     return max(row, cache_bytes // block)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _memory() -> int:
-    """Bytes of memory that the machine has."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 4 << 30

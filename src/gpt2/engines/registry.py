@@ -10,14 +10,15 @@ import contextlib
 import importlib.util
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gpt2 import checkpoints, store
+from gpt2.atomic import locked
 from gpt2.codec import codec_for
 from gpt2.engines import Engine
-from gpt2.errors import CheckpointError, ConfigError
+from gpt2.errors import CheckpointError, CheckpointFormatError, ConfigError
 
 ENGINES = ("litert", "keras")
 """The fastest first."""
@@ -96,7 +97,7 @@ def build_of(
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{target.parent}: cannot be written: {error.strerror or error}") from error
-    with _locked(target.with_name(f".{target.name}.lock")):
+    with locked(target.with_name(f".{target.name}.lock")):
         if _is_current(target, source):  # another process has made it meanwhile
             return target
         started = time.perf_counter()
@@ -141,23 +142,11 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def _is_current(folder: Path, source: dict[str, Any]) -> bool:
     from gpt2.engines import litert_build
 
-    if not litert_build.is_built(folder):
-        return False
-    settings = litert_build.read_settings(folder)
-    return settings["source"] == source and settings["versions"] == litert_build.versions()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds this lock."""
     try:
-        import fcntl
-    except ImportError:  # Windows: both build, and the last one wins
-        yield
-        return
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        settings = litert_build.read_settings(folder)
+    except CheckpointFormatError:
+        return False
+    return settings["source"] == source and settings["versions"] == litert_build.versions()
 
 
 def _ignore(_: str) -> None:
