@@ -18,6 +18,7 @@ PAIRS = [
     ("ours int4", "llama.cpp Q4_0"),
     ("ours float32", "llama.cpp F32"),
     ("ours float32", "transformers float32"),
+    ("ours float32", "keras-hub float32"),
 ]
 
 

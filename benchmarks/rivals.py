@@ -208,6 +208,80 @@ class CTranslate2:
         return (self._seconds(rows, past, steps + 1) - self._seconds(rows, past, 1)) / steps
 
 
+class KerasHub:
+    """Keras Hub's GPT-2 on TensorFlow with XLA, which gives whole texts: a step is what each further token costs."""
+
+    def __init__(self) -> None:
+        import tensorflow
+        from keras_hub.models import GPT2Backbone, GPT2CausalLM
+
+        tensorflow.config.threading.set_intra_op_parallelism_threads(THREADS)
+        backbone = GPT2Backbone(
+            vocabulary_size=CONFIG.n_vocab,
+            num_layers=CONFIG.n_layer,
+            num_heads=CONFIG.n_head,
+            hidden_dim=CONFIG.n_embd,
+            intermediate_dim=4 * CONFIG.n_embd,
+            max_sequence_length=CONFIG.n_ctx,
+            dropout=0.0,
+        )
+        weights = {weight.path: weight for weight in backbone.weights}
+        for path, array in self._named():
+            weights[path].assign(array.reshape(weights[path].shape))
+        self.model = GPT2CausalLM(backbone=backbone, preprocessor=None)
+        self.model.compile(sampler="greedy")
+        self._begun: set[tuple[int, ...]] = set()
+
+    def _named(self) -> Iterator[tuple[str, np.ndarray]]:
+        """The weights under the names that they have there."""
+        outer = {"wte": "token_embedding/embeddings", "wpe": "position_embedding/embeddings"}
+        outer |= {"ln_f/g": "layer_norm/gamma", "ln_f/b": "layer_norm/beta"}
+        layers = {"ln_1": "self_attention_layer_norm", "attn/c_proj": "self_attention/attention_output"}
+        layers |= {"ln_2": "feedforward_layer_norm"}
+        layers |= {"mlp/c_fc": "feedforward_intermediate_dense", "mlp/c_proj": "feedforward_output_dense"}
+        letters = {"w": "kernel", "b": "bias", "g": "gamma"}
+        for name, array in tensors():
+            if name in outer:
+                yield outer[name], array
+                continue
+            layer, part = name.split("/", 1)
+            part, letter = part.rsplit("/", 1)
+            word = "beta" if part.startswith("ln") and letter == "b" else letters[letter]
+            start = f"transformer_layer_{layer[1:]}"
+            if part == "attn/c_attn":
+                for third, values in zip(("query", "key", "value"), np.split(array, 3, axis=-1), strict=True):
+                    yield f"{start}/self_attention/{third}/{word}", values
+            else:
+                yield f"{start}/{layers[part]}/{word}", array
+
+    def _seconds(self, rows: int, past: int, length: int) -> float:
+        """What it takes to write from `past` tokens on to `length`; it is compiled before, for each shape."""
+        ids = np.zeros((rows, length), np.int32)
+        ids[:, :past] = [tokens(past, row) for row in range(rows)]
+        given = {"token_ids": ids, "padding_mask": np.arange(length) < past + np.zeros((rows, 1), np.int32)}
+
+        def run() -> None:
+            self.model.generate(given, stop_token_ids=None)
+
+        if ids.shape not in self._begun:
+            self._begun.add(ids.shape)
+            run()
+        return timed(run)
+
+    def decode(self, past: int, steps: int) -> list[float]:
+        """As `Ours.decode`, but one average."""
+        return [self.batch(1, past, steps)]
+
+    def prefill(self, count: int, seed: int) -> float:
+        """As `Ours.prefill`."""
+        return self._seconds(1, count, count + 1)
+
+    def batch(self, rows: int, past: int, steps: int) -> float:
+        """As `Ours.batch`."""
+        length = past + steps + 1
+        return (self._seconds(rows, past, length) - self._seconds(rows, past + steps, length)) / steps
+
+
 CONTENDERS: dict[str, tuple[type, tuple[Any, ...], str]] = {
     "ours int4": (Ours, ("int4",), ""),
     "ours int8": (Ours, ("int8",), ""),
@@ -219,6 +293,7 @@ CONTENDERS: dict[str, tuple[type, tuple[Any, ...], str]] = {
     "transformers float32": (Transformers, (), "transformers"),
     "ctranslate2 int8": (CTranslate2, ("int8",), "ctranslate2"),
     "ctranslate2 float32": (CTranslate2, ("float32",), "ctranslate2"),
+    "keras-hub float32": (KerasHub, (), "keras_hub"),
 }
 """Name: its class, what that is made with, and the package that it needs."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -52,11 +53,9 @@ class Constraint:
             name = "regex" if json_schema is None else "json_schema"
             raise ConfigError(f"{name}: cannot be used: {self._matcher.get_error()}")
         self._bits = np.zeros(-(-n_vocab // 32), np.int32)
-
-    @property
-    def complete(self) -> bool:
+        self.complete = bool(self._matcher.is_stopped())
         """Whether nothing can follow but the end."""
-        return bool(self._matcher.is_stopped())
+        self._next: Future[None] | None = None  # the mask behind the text so far, on its way
 
     def allow(self, logits: np.ndarray) -> np.ndarray:
         """The logits (V,) with -inf for each token that may not follow.
@@ -64,16 +63,30 @@ class Constraint:
         Raises:
             GenerationError: no token may.
         """
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._n_vocab].astype(bool)
+        if self._next is None:
+            self._compute()
+        else:
+            self._next.result()
+        allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._n_vocab].view(bool)
         if self._matcher.is_error() or not allowed.any():
             raise GenerationError(f"constraint: no token can follow: {self._matcher.get_error() or 'a dead end'}")
-        return np.where(allowed, logits, -np.inf).astype(logits.dtype)
+        return np.where(allowed, logits, logits.dtype.type(-np.inf))
 
     def accept(self, token: int) -> None:
         """The text goes on with a token that was allowed; `<|endoftext|>` ends it."""
         if token != self._end and not self._matcher.consume_token(token):
             raise GenerationError(f"constraint: token {token} was not allowed")
+        self.complete = bool(self._matcher.is_stopped())
+        self._next = None if self.complete else _beside().submit(self._compute)
+
+    def _compute(self) -> None:
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+
+
+@functools.lru_cache(maxsize=1)
+def _beside() -> ThreadPoolExecutor:
+    """A thread in which masks are made while the engine is at work."""
+    return ThreadPoolExecutor(1, thread_name_prefix="gpt2-constraints")
 
 
 @functools.lru_cache(maxsize=4)
