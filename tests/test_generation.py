@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes import FakeEngine
+from gpt2.batch import MAX_ROWS
 from gpt2.codec import Codec, default_codec
 from gpt2.config import GenerationConfig
 from gpt2.continuation import StopMatcher
 from gpt2.errors import ConfigError, ContextLengthError, PromptError
-from gpt2.generation import MAX_ROWS, generate, stream
+from gpt2.generation import generate, stream
 from gpt2.sampling import log_softmax
 
 

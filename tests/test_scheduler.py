@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from fakes import FakeCache, FakeEngine
+from gpt2.batch import MAX_ROWS
 from gpt2.config import GenerationConfig
 from gpt2.engines import Cache
 from gpt2.engines.litert import LiteRTEngine
 from gpt2.engines.litert_build import build
 from gpt2.errors import CacheFullError, CancelledError, ContextLengthError, GenerationError, PromptError, QueueFullError
 from gpt2.generation import generate
-from gpt2.scheduler import MAX_ROWS, PROMPT_TOKENS, Scheduler
+from gpt2.scheduler import PROMPT_TOKENS, Scheduler
 from test_litert import CONFIG, network_of
 
 

@@ -17,6 +17,9 @@ from gpt2.drafting import SIZES, Clock, Drafter, Judge, Lookup, ModelDrafter, ch
 from gpt2.engines import Cache, Engine
 from gpt2.errors import GPT2Error
 
+MAX_ROWS = 16
+"""Samples that are stepped together; more wait. It bounds the memory of the cache and changes no result."""
+
 MAX_DRAFTED_ROWS = 4
 """Beside more rows no drafts are made: then a step's tokens are no longer nearly free."""
 
@@ -28,6 +31,7 @@ class _Row:
         self.samples = list(samples)  # several until their prompt is read, none when it is idle
         self.pending = [] if read else samples[0].window
         self.draft: list[int] = []  # fed behind the last certain token
+        self.match = 0  # what spoke for the draft
         self.judge = Judge(clock)
         self._drafter: Drafter | None = None
 
@@ -115,7 +119,6 @@ class Batch:
                     sample.finished = True
                     given.append((sample, error))
             row.samples = [sample for sample in row.samples if not sample.finished]
-            row.draft = []
             if not row.samples:
                 self._cache.truncate(number, 0)
         self._tidy()
@@ -123,8 +126,9 @@ class Batch:
 
     def _plan(self) -> tuple[list[Sequence[int]], bool]:
         """What each row is fed, and whether the logits at every token are wanted."""
-        for number, row in enumerate(self._rows):
+        for row in self._rows:
             row.draft = []
+        for number, row in enumerate(self._rows):
             if any(sample.wants_prompt for sample in row.samples):  # it is read at once, and alone
                 return [row.pending if other == number else () for other in range(len(self._rows))], True
             if row.samples and not row.pending:
@@ -160,7 +164,8 @@ class Batch:
         room = min(self.engine.config.n_ctx - length, sample.config.max_tokens - len(sample.tokens)) - 1
         if room >= SIZES[0]:
             drafter = row.drafter(self.drafter)
-            row.draft = drafter.draft(row.judge.size(drafter.match, room))
+            row.match = drafter.match
+            row.draft = drafter.draft(row.judge.size(row.match, room))
 
     def _write(
         self, number: int, sample: Sample, logits: np.ndarray, given: list[tuple[Sample, Piece | GPT2Error]]
@@ -172,7 +177,6 @@ class Batch:
             given += [(sample, piece) for piece in sample.begin(logits)]
         if sample.finished:
             return
-        match = row.drafter(self.drafter).match if draft else 0
         for place, values in enumerate(logits[-len(draft) - 1 :]):
             given.append((sample, sample.step(values)))
             if sample.finished:
@@ -181,7 +185,7 @@ class Batch:
             if place == len(draft) or draft[place] != sample.tokens[-1]:
                 if draft:
                     self._cache.truncate(number, int(self._cache.lengths[number]) - len(draft) + place)
-                    row.judge.fared(match, len(draft), place)
+                    row.judge.fared(row.match, len(draft), place)
                 return
 
     def _tidy(self) -> None:

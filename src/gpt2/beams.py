@@ -15,7 +15,7 @@ import numpy as np
 from gpt2.codec import Codec
 from gpt2.config import GenerationConfig
 from gpt2.continuation import Completion, StopMatcher, TopLogProbs
-from gpt2.engines import Cache, Engine
+from gpt2.engines import Cache, Engine, kept_tokens
 from gpt2.sampling import adjust, log_softmax, top_log_probabilities
 
 
@@ -69,9 +69,9 @@ def beam_search(
         for row, beam in enumerate(running):
             if cache.lengths[row] < n_ctx:
                 fed.append(beam.tokens[-1:])
-            else:  # as in the token loop: the newer half of the window is read again
+            else:
                 cache.truncate(row, 0)
-                fed.append((*prompt, *beam.tokens)[-max(1, n_ctx // 2) :])
+                fed.append((*prompt, *beam.tokens)[-kept_tokens(n_ctx) :])
         logits = [rows[-1] for rows in engine.feed(cache, fed)]
     done += [(beam.ranked(config, len(beam.tokens)), beam, "length") for beam in running if beam.tokens]
     best = sorted(done, key=lambda entry: -entry[0])[: config.num_samples] or [(0.0, _Beam(), "length")]

@@ -14,6 +14,7 @@ import numpy as np
 from gpt2.codec import Codec, StreamDecoder
 from gpt2.config import GenerationConfig
 from gpt2.constraints import Constraint
+from gpt2.engines import kept_tokens
 from gpt2.errors import PromptError
 from gpt2.sampling import log_softmax, sample, sample_rng, top_log_probabilities
 
@@ -169,8 +170,8 @@ class Sample:
         return (self.prompt + self.tokens)[self._start :]
 
     def slide(self) -> None:
-        """The context is full. Positions are absolute, so a cache cannot be shifted: the newer half is read again."""
-        self._start = len(self.prompt) + len(self.tokens) - max(1, self._n_ctx // 2)
+        """The context is full: only the newer part of the window stays."""
+        self._start = len(self.prompt) + len(self.tokens) - kept_tokens(self._n_ctx)
 
     @property
     def wants_prompt(self) -> bool:

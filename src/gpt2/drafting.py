@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from gpt2.engines import Engine
+from gpt2.engines import Engine, kept_tokens
 from gpt2.errors import CacheFullError, ConfigError
 
 SIZES = (1, 3, 7)
@@ -110,7 +110,7 @@ class ModelDrafter:
         """The next `size` tokens, each the most probable behind those before it; nothing where its cache is full."""
         n_ctx = self._engine.config.n_ctx
         if len(self._tokens) - self._start + size > n_ctx:
-            self._start = max(0, len(self._tokens) - max(1, n_ctx // 2))
+            self._start = max(0, len(self._tokens) - kept_tokens(n_ctx))
             self._cache.truncate(0, 0)
         known = int(self._cache.lengths[0])
         fed, draft = self._tokens[self._start + known :], list[int]()

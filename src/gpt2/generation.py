@@ -11,16 +11,13 @@ import itertools
 import secrets
 from collections.abc import Iterator, Sequence
 
-from gpt2.batch import Batch
+from gpt2.batch import MAX_ROWS, Batch
 from gpt2.codec import Codec
 from gpt2.config import GenerationConfig
 from gpt2.continuation import Completion, Piece, Sample
 from gpt2.drafting import check_drafter
 from gpt2.engines import Engine
 from gpt2.errors import ContextLengthError, GPT2Error, PromptError
-
-MAX_ROWS = 16
-"""Samples that are stepped together; more wait. It bounds the memory of the cache and changes no result."""
 
 
 def generate(

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
-from gpt2.batch import Batch
+from gpt2.batch import MAX_ROWS, Batch
 from gpt2.codec import Codec
 from gpt2.config import GenerationConfig
 from gpt2.continuation import Completion, Piece, Sample
@@ -27,8 +27,6 @@ from gpt2.engines import Engine
 from gpt2.errors import CacheFullError, CancelledError, GPT2Error, PromptError, QueueFullError
 from gpt2.generation import check_prompts, new_seed, samples_of
 
-MAX_ROWS = 16
-"""Texts that are written at once."""
 MAX_WAITING = 256
 """Texts that wait for their turn."""
 PROMPT_TOKENS = 128

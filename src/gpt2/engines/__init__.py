@@ -69,6 +69,14 @@ class Engine(Protocol):
         """Logits (B, T, V) float32 of ids (B, T), without a cache."""
 
 
+def kept_tokens(n_ctx: int) -> int:
+    """How many of the newest tokens stay in a context that is full.
+
+    Positions are absolute, so a cache cannot be shifted: these are read again from its start.
+    """
+    return max(1, n_ctx // 2)
+
+
 def check_fed(config: GPT2Config, lengths: Sequence[int], ids: Sequence[Sequence[int]]) -> None:
     """Refuse what `Engine.feed` cannot take.
 
