@@ -7,7 +7,7 @@ number alone, not on what else is written beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,9 @@ class Piece:
     """The most probable tokens in their places, if asked for."""
     finish_reason: str | None
     """`stop` (end of text, or a stop string), `length` (max_tokens), or None while it goes on."""
+    end: tuple[float, TopLogProbs] | None = None
+    """Where `<|endoftext|>` ended the text: its log-probability and the most probable tokens in its place, if asked
+    for. It is no token of the text."""
 
 
 @dataclass
@@ -195,7 +198,11 @@ class Sample:
             possible, self.config.sampling, self._rng, context=self.prompt, generated=self.tokens, end_of_text=end
         )
         if token == end:
-            return self._finish("stop", (), [], [])
+            last = self._finish("stop", (), [], [])
+            if self.config.logprobs is None:
+                return last
+            ended = (float(log_softmax(logits)[token]), top_log_probabilities(logits, self.config.logprobs))
+            return replace(last, end=ended)
         self.tokens.append(token)
         chosen: list[float | None] = []
         top: list[TopLogProbs | None] = []

@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from gpt2.config import TrainingConfig
-from gpt2.errors import ModelNameError
+from gpt2 import checkpoints, store
+from gpt2.config import GenerationConfig, SamplingConfig, TrainingConfig
+from gpt2.continuation import Completion, Piece
+from gpt2.contract import Call, Question, Route, Writing
+from gpt2.errors import GPT2Error, ModelNameError
 from gpt2.language_model import LanguageModel, open_model
 
 if TYPE_CHECKING:
@@ -27,6 +30,130 @@ if TYPE_CHECKING:
 API_VERSION = 2
 MAX_LOADED = 2
 """Models from disk that stay open; the one that was longest unused goes first."""
+
+
+@dataclass(frozen=True)
+class QueryRequest:
+    """A prompt, and how it is to be continued."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}  # for servers that check by pydantic
+
+    prompt: str | tuple[int, ...] | None = None
+    """Text, token ids, or None for unconditional text."""
+    model: str | None = None
+    """Which model; None for the default."""
+    max_tokens: int = 128
+    """At most this many tokens are generated for each sample."""
+    num_samples: int = 1
+    """How many continuations."""
+    temperature: float = 1.0
+    """0 always takes the most probable token; 1 samples from the model as it is."""
+    top_k: int = 0
+    """Only the k most probable tokens are kept; 0 keeps all."""
+    top_p: float = 1.0
+    """Only the most probable tokens that together reach p are kept."""
+    min_p: float = 0.0
+    """Only tokens at least this times as probable as the most probable one are kept."""
+    typical_p: float = 1.0
+    """Only the tokens closest to the expected surprisal are kept, until they reach p."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that are in the text already become less probable."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that it was generated."""
+    presence_penalty: float = 0.0
+    """Subtracted from a token's logit once it has been generated at all."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens, from -100 (never) to 100 (always)."""
+    min_tokens: int = 0
+    """The text does not end before this many tokens were generated."""
+    stop: tuple[str, ...] = ()
+    """Text that ends the continuation and is not part of it."""
+    seed: int | None = None
+    """The same seed gives the same text; None takes a new one every time."""
+    logprobs: int | None = None
+    """Log-probabilities of the chosen tokens and of this many most probable ones; None gives none."""
+    echo: bool = False
+    """The prompt is part of the text, of the tokens and of the log-probabilities."""
+    context: str = "slide"
+    """Past the context, `slide` forgets the oldest half of the text, `error` refuses beforehand."""
+    regex: str | None = None
+    """A regular expression that the whole continuation matches."""
+    json_schema: str | None = None
+    """Or a JSON schema that it fits, as text."""
+    stream: bool = False
+    """Over HTTP: events of type `QueryEvent`, instead of one `QueryResponse` at the end."""
+
+
+@dataclass(frozen=True)
+class QueryToken:
+    """A token of an answer."""
+
+    id: int
+    """In the vocabulary."""
+    logprob: float | None = None
+    """Its natural log-probability under the model itself, if asked for; None for a prompt's first token."""
+    top: tuple[tuple[int, float], ...] | None = None
+    """The most probable tokens in its place and their log-probabilities, if asked for."""
+
+
+@dataclass(frozen=True)
+class QuerySample:
+    """One continuation."""
+
+    text: str
+    """Written by a model: synthetic text."""
+    finish_reason: str
+    """`stop` (end of text, or a stop string) or `length` (max_tokens)."""
+    tokens: tuple[QueryToken, ...]
+    """All tokens that were generated."""
+
+
+@dataclass(frozen=True)
+class QueryResponse:
+    """What the model wrote."""
+
+    model: str
+    """Which model."""
+    samples: tuple[QuerySample, ...]
+    """The continuations."""
+    prompt_tokens: int
+    """Tokens of the prompt."""
+
+
+@dataclass(frozen=True)
+class QueryEvent:
+    """A piece of a continuation, as it is written."""
+
+    sample: int
+    """Which continuation."""
+    text: str
+    """New text, which may be empty while a character or a stop string is incomplete."""
+    tokens: tuple[QueryToken, ...]
+    """New tokens."""
+    finish_reason: str | None
+    """None while it goes on."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be asked."""
+
+    name: str
+    """For `model` in requests."""
+    format: str
+    """Of its folder; `broken` where it cannot be read."""
+    num_parameters: int
+    """How many numbers it has learnt."""
+    n_ctx: int
+    """How many tokens it sees at once."""
+
+
+@dataclass(frozen=True)
+class ModelList:
+    """All models."""
+
+    models: tuple[ModelInfo, ...]
+    """The bundled one first."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +254,23 @@ def stream_model(prompt: str | None = None, *, model: str | None = None, **optio
             yield piece.text
 
 
+def query_via_api(request: QueryRequest) -> QueryResponse:
+    """As `query_model`, with the whole answer: all samples, their tokens and log-probabilities.
+
+    Raises:
+        GPT2Error: the tree in `gpt2.errors`; the message names the field.
+    """
+    question = _question(request)
+    model = _opened(question.model, {})
+    options: dict[str, Any] = {name: getattr(request, name) for name in _GENERATION + _SAMPLING}
+    return _answer(model.name, model.generate(question.prompt, **options))
+
+
+def list_models_via_api() -> ModelList:
+    """The bundled model and those in the store."""
+    return ModelList(tuple(_info(name) for name in (store.BUNDLED, *store.list_models())))
+
+
 def train_via_api(request: TrainRequest) -> TrainResponse:
     """Train a model and keep it in memory under `request.name` until the process ends.
 
@@ -200,3 +344,54 @@ def _opened(name: str | None, options: dict[str, Any]) -> LanguageModel:
                 _open.popitem(last=False)
         _open.move_to_end(key)
         return _open[key]
+
+
+_SAMPLING = tuple(f.name for f in fields(SamplingConfig))
+_GENERATION = tuple(f.name for f in fields(GenerationConfig) if f.name in {g.name for g in fields(QueryRequest)})
+
+
+def _question(request: QueryRequest) -> Question:
+    options = {name: getattr(request, name) for name in _GENERATION + _SAMPLING}
+    prompt = list(request.prompt) if isinstance(request.prompt, tuple) else request.prompt
+    return Question(request.model, prompt, GenerationConfig.from_options(**options), request.stream)
+
+
+def _answer(model: str, completions: list[Completion]) -> QueryResponse:
+    samples = tuple(
+        QuerySample(
+            completion.text,
+            completion.finish_reason,
+            _tokens(completion.tokens, completion.log_probabilities, completion.top_log_probabilities),
+        )
+        for completion in completions
+    )
+    return QueryResponse(model, samples, completions[0].prompt_tokens)
+
+
+def _event(piece: Piece) -> QueryEvent:
+    tokens = _tokens(piece.tokens, piece.log_probabilities, piece.top_log_probabilities)
+    return QueryEvent(piece.sample, piece.text, tokens, piece.finish_reason)
+
+
+def _tokens(ids: Sequence[int], chosen: Sequence[Any] | None, top: Sequence[Any] | None) -> tuple[QueryToken, ...]:
+    if chosen is None or top is None:
+        return tuple(map(QueryToken, ids))
+    return tuple(
+        QueryToken(token, value, None if most is None else tuple(most))
+        for token, value, most in zip(ids, chosen, top, strict=True)
+    )
+
+
+def _info(name: str) -> ModelInfo:
+    try:
+        found = checkpoints.describe(store.resolve_name(name), quick=True)
+    except GPT2Error:
+        return ModelInfo(name, "broken", 0, 0)
+    return ModelInfo(name, found.format, found.config.num_parameters, found.config.n_ctx)
+
+
+ROUTES: tuple[Route, ...] = (
+    Writing("POST", "/query", "query", QueryRequest, QueryResponse, QueryEvent, _question, _answer, _event),
+    Call("GET", "/models", "query", list_models_via_api, None, ModelList),
+)
+"""What a server offers of this version, below `/v2`."""

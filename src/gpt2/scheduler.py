@@ -16,7 +16,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 from gpt2.batch import MAX_ROWS, Batch
@@ -33,15 +33,22 @@ PROMPT_TOKENS = 128
 """Tokens of prompts that are read in one step: how long the others wait for it at most."""
 
 
-class Request:
-    """Texts on their way: iterate over their pieces, as they come."""
+Deliver = Callable[[Piece | BaseException], None]
+"""Takes each piece of a request, or what ended it, in the scheduler's thread; it must not wait or raise."""
 
-    def __init__(self, scheduler: Scheduler, prompt: Sequence[int], config: GenerationConfig) -> None:
+
+class Request:
+    """Texts on their way: iterate over their pieces, as they come (unless they are delivered elsewhere)."""
+
+    def __init__(
+        self, scheduler: Scheduler, prompt: Sequence[int], config: GenerationConfig, deliver: Deliver | None = None
+    ) -> None:
         self.config = config
         self.prompt = list(prompt)
         self.cancelled = False
         self._scheduler = scheduler
         self._pieces: queue.SimpleQueue[Piece | BaseException] = queue.SimpleQueue()
+        self.deliver: Deliver = deliver or self._pieces.put
         self._unfinished = config.num_samples
 
     def __iter__(self) -> Iterator[Piece]:
@@ -106,12 +113,13 @@ class Scheduler:
         self._thread = threading.Thread(target=self._run, name="gpt2-scheduler", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt: Sequence[int], config: GenerationConfig) -> Request:
+    def submit(self, prompt: Sequence[int], config: GenerationConfig, deliver: Deliver | None = None) -> Request:
         """Have a prompt continued.
 
         Args:
             prompt: token ids, at least one.
             config: what to generate; no beams.
+            deliver: is given the pieces instead of who iterates over the request, such as an event loop.
 
         Raises:
             PromptError: as for `generation.generate`.
@@ -121,7 +129,7 @@ class Scheduler:
         check_prompts(self.engine, self.codec, [prompt], config)
         if config.num_beams > 1:
             raise PromptError("num_beams: expected 1 for a scheduler, which has no beam search")
-        request = Request(self, prompt, config)
+        request = Request(self, prompt, config, deliver)
         samples = samples_of(self.engine, self.codec, prompt, config, new_seed(config))
         with self._changed:
             if self._closed:
@@ -133,6 +141,11 @@ class Scheduler:
             self._requests.update(dict.fromkeys(samples, request))
             self._changed.notify()
         return request
+
+    @property
+    def alive(self) -> bool:
+        """Whether texts are being written, or would be."""
+        return self._thread.is_alive() and not self._closed
 
     @property
     def load(self) -> tuple[int, int]:
@@ -209,7 +222,7 @@ class Scheduler:
             if isinstance(piece, GPT2Error):
                 self._fail([sample], piece)
             elif sample in self._requests:
-                self._requests[sample]._pieces.put(piece)
+                self._requests[sample].deliver(piece)
                 if piece.finish_reason is not None:
                     del self._requests[sample]
                     self._held = False
@@ -219,7 +232,7 @@ class Scheduler:
         for sample in samples:
             request = self._requests.pop(sample)
             request.cancelled = True
-            request._pieces.put(error)
+            request.deliver(error)
 
     def _make_room(self, error: CacheFullError) -> None:
         """Who joined last goes back to the front of the queue, and is read again later; one alone cannot be helped."""

@@ -42,6 +42,11 @@ def models_folder() -> Path:
     return home() / "models"
 
 
+def runs_folder() -> Path:
+    """Where the training runs of jobs lie, by name; it may not exist yet."""
+    return home() / "runs"
+
+
 def builds_folder() -> Path:
     """Where models lie that were built for a fast engine; they can be built again from the models."""
     return home() / "builds"
@@ -120,8 +125,9 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
     if not text:  # as a path it would be the current folder
         raise ModelNameError("model: expected a name or a folder, got an empty one")
     is_path = not isinstance(name_or_path, str) or text.startswith((".", "~")) or "/" in text or os.sep in text
-    if not is_path and _NAME.fullmatch(text) and folder_of(text).is_dir():
-        return folder_of(text)
+    named = None if is_path else _named(text)
+    if named is not None:
+        return named
     path = Path(os.path.expanduser(text))
     if os.path.exists(path):  # unlike Path.exists, it raises nothing for names that no file can have
         return _checkpoint(path, None) if is_run(path) else path
@@ -131,6 +137,34 @@ def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
     if is_path:
         raise CheckpointNotFoundError(f"{text!r:.200}: expected a model's folder, found nothing")
     raise ModelNameError(_unknown(text))
+
+
+def resolve_name(name: str | None) -> Path:
+    """As `resolve`, but never a path: what a stranger may name.
+
+    Args:
+        name: None or "bundled", a model in the store, or a job's run (`RUN`, `RUN@100`, `RUN@best`, `RUN@last`).
+
+    Raises:
+        ModelNameError: there is no model of that name, or it is no name.
+        CheckpointNotFoundError: the run has no such checkpoint.
+    """
+    if name is None or name == BUNDLED:
+        return bundled_path()
+    found = _named(name)
+    if found is None:
+        raise ModelNameError(_unknown(name[:200]))
+    return found
+
+
+def _named(name: str) -> Path | None:
+    """The folder of a model, or of a checkpoint of a job's run, that a name means; None if it means none."""
+    if _NAME.fullmatch(name) and folder_of(name).is_dir():
+        return folder_of(name)
+    run, at, which = name.partition("@")
+    if _NAME.fullmatch(run) and is_run(runs_folder() / run):
+        return _checkpoint(runs_folder() / run, which if at else None)
+    return None
 
 
 def is_run(path: Path) -> bool:
@@ -167,7 +201,7 @@ def _checkpoint(run: Path, which: str | None) -> Path:
         return checkpoint_folder(run, steps[-1] if best is None else best)
     if which == "best" and best is None:
         raise CheckpointNotFoundError(f"{run}@best: expected a run with held-out text, found no best checkpoint")
-    number = {"last": steps[-1], "best": best}.get(which, int(which) if which.isdecimal() else None)
+    number = {"last": steps[-1], "best": best}.get(which, int(which) if which.isdecimal() and len(which) < 12 else None)
     if number not in steps:
         known = ", ".join(map(str, steps))
         raise CheckpointNotFoundError(f"{run}@{which}: expected best, last or one of the steps {known}")

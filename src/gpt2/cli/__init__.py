@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2.cli import codec, convert, doctor, download, generate, models, plan, prepare, replay, train
+from gpt2.cli import codec, convert, doctor, download, generate, models, plan, prepare, replay, serve, train
 from gpt2.errors import ConfigError, GPT2Error, PromptError
 
 # The parser's errors, which typer has in one place or another, by what it shows of them.
@@ -26,7 +26,7 @@ GRACE_SECONDS = 2.0
 
 app = typer.Typer(
     name="gpt2",
-    help="GPT-2 on TensorFlow 2.17: write text, train, encode, convert and download models.",
+    help="GPT-2 on TensorFlow 2.17: write text, train, encode, convert, download and serve models.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -42,6 +42,8 @@ app.add_typer(models.models_app, name="models")
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
+app.command("serve")(serve.serve)
+app.add_typer(serve.keys_app, name="keys")
 app.command("doctor")(doctor.doctor)
 
 

@@ -1,0 +1,140 @@
+"""The process: a socket, signals, and no patience with slow connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gpt2.errors import ConfigError
+from gpt2.server.app import create_app, new_service
+from gpt2.server.gate import JsonLines
+from gpt2.server.service import Service
+from gpt2.server.settings import Settings
+
+MAX_HEAD_BYTES = 32 << 10
+BACKLOG = 2048
+
+
+class Impatient(H11Protocol):
+    """HTTP/1.1 by uvicorn, but a head of a request has to arrive in time."""
+
+    head_seconds = 10.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes are there."""
+        super().data_received(data)
+        reading = self.conn.their_state is h11.IDLE
+        if not reading and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif reading and self._timer is None:
+            self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _too_slow(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which tells the service that it stops."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to stop; the second one stops at once."""
+        self.service.stopping = True
+        super().handle_exit(sig, frame)
+
+
+def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or Ctrl-C; what is being answered then is finished, for a while.
+
+    Args:
+        settings: how.
+        say: told the address, and which engine runs the model.
+
+    Raises:
+        ConfigError: a public address without an API key, or one that is taken.
+        GPT2Error: the model cannot be opened.
+    """
+    service = new_service(settings, say)
+    if not settings.is_local and not service.keys.all():
+        raise ConfigError(
+            f"host: {settings.host} can be reached by others, so expected an API key (gpt2 keys create), found none"
+        )
+    listening = _listen(settings)
+    with service.host.lease(None):
+        pass  # opened, so that it is ready when it answers
+    _log_to_stderr()
+    Impatient.head_seconds = settings.header_seconds
+    config = uvicorn.Config(
+        create_app(service),
+        http=Impatient,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=int(settings.grace_seconds),
+        backlog=BACKLOG,
+    )
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    say(f"serving on http://{shown}:{port} (Ctrl-C stops)")
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        # uvicorn raises a signal again when it has stopped; to us it means that all is well.
+        Server(config, service).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        listening.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, settings.port))
+    except OSError as error:
+        listening.close()
+        raise ConfigError(f"host, port: {settings.host}:{settings.port}: {error.strerror or error}") from None
+    listening.listen(BACKLOG)
+    return listening
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    for name, level in (("gpt2.server", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

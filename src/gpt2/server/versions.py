@@ -1,0 +1,95 @@
+"""The versioned API over HTTP: each version's contract becomes routes below its name.
+
+A new version is a module with `ROUTES` (see `gpt2.contract`) and a line in `VERSIONS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gpt2.contract import Call, Question, Route, Writing
+from gpt2.server.bodies import read_json, to_json
+from gpt2.server.completions import check_budget
+from gpt2.server.problems import problem_of
+from gpt2.server.service import Service
+from gpt2.server.settings import Settings
+from gpt2.server.sse import event, event_stream
+from gpt2.server.writing import Texts, leased, while_connected
+
+VERSIONS: Mapping[str, str] = {"v2": "gpt2.gpt_core_v2"}
+"""The first part of the path -> the module with the contract."""
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def routes_of(module: str) -> tuple[Route, ...]:
+    """The routes of a version."""
+    routes: tuple[Route, ...] = importlib.import_module(module).ROUTES
+    return routes
+
+
+def endpoint_of(route: Route, service: Service) -> Endpoint:
+    """What answers a route."""
+    return _writing(route, service) if isinstance(route, Writing) else _call(route, service.settings)
+
+
+def _call(route: Call, settings: Settings) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        given: list[Any] = [] if route.request is None else [await read_json(request, route.request, settings)]
+        return _json(await asyncio.to_thread(route.run, *given))
+
+    return endpoint
+
+
+def _writing(route: Writing, service: Service) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        question: Question = route.question(await read_json(request, route.request, service.settings))
+        if question.stream:
+            texts = _stream(route, question, service)
+            first = await while_connected(request, anext(texts), service.settings.request_seconds)
+            return event_stream(first, texts)
+        return await while_connected(request, _answer(route, question, service), service.settings.request_seconds)
+
+    return endpoint
+
+
+async def _answer(route: Writing, question: Question, service: Service) -> Response:
+    async with leased(service.host, question.model) as hosted:
+        prompts = hosted.model.prompt_tokens(question.prompt)
+        check_budget(prompts, question.config, service.settings)
+        texts = Texts(hosted, prompts, question.config)
+        try:
+            completions = (await texts.completions())[0]
+        finally:
+            texts.close()
+        service.metrics.wrote(len(prompts[0]), sum(len(done.tokens) for done in completions))
+        return _json(route.answer(hosted.model.name, completions))
+
+
+async def _stream(route: Writing, question: Question, service: Service) -> AsyncIterator[bytes]:
+    async with leased(service.host, question.model) as hosted:
+        prompts = hosted.model.prompt_tokens(question.prompt)
+        check_budget(prompts, question.config, service.settings)
+        texts = Texts(hosted, prompts, question.config)
+        yield b""  # from here on it is an answer
+        written = 0
+        try:
+            async for _, piece in texts:
+                written += len(piece.tokens)
+                yield event(to_json(route.piece(piece)))
+        except Exception as error:
+            yield event(to_json(problem_of(error).body))
+        finally:
+            texts.close()
+            service.metrics.wrote(len(prompts[0]), written)
+        yield event(b"[DONE]")
+
+
+def _json(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")

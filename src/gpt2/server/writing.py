@@ -1,0 +1,119 @@
+"""From the scheduler's thread to the event loop: the pieces of several prompts as they come, in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from starlette.requests import Request as HttpRequest
+
+from gpt2.config import GenerationConfig
+from gpt2.continuation import Completion, Piece
+from gpt2.hosting import Host, Hosted
+from gpt2.scheduler import Request
+from gpt2.server.problems import Problem
+
+T = TypeVar("T")
+
+
+@contextlib.asynccontextmanager
+async def leased(host: Host, name: str | None) -> AsyncIterator[Hosted]:
+    """An open model; one that is not is opened in a thread. See `Host.lease`."""
+    hosted = host.take(name)
+    if hosted is None:
+        hosted = await asyncio.to_thread(host.open_and_take, name)
+    try:
+        yield hosted
+    finally:
+        host.give_back(hosted)
+
+
+class Texts:
+    """The continuations of some prompts on their way. Iterate over it once; `close` gives up what is unfinished.
+
+    Args:
+        hosted: what writes them.
+        prompts: token ids.
+        config: what to generate, of each.
+
+    Raises:
+        GPT2Error: a prompt or setting that is refused, or no room to wait.
+    """
+
+    def __init__(self, hosted: Hosted, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[tuple[int, Piece | BaseException]] = asyncio.Queue()
+        self._unfinished = len(prompts) * config.num_samples
+        self._samples = config.num_samples
+        self._prompts = prompts
+        self._requests: list[Request] = []
+        try:
+            for number, prompt in enumerate(prompts):
+                self._requests.append(hosted.scheduler.submit(prompt, config, self._deliver(number)))
+        except BaseException:
+            self.close()
+            raise
+
+    def _deliver(self, number: int) -> Callable[[Piece | BaseException], None]:
+        def deliver(piece: Piece | BaseException) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before its scheduler
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, (number, piece))
+
+        return deliver
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Pieces, each with the number of its prompt.
+
+        Raises:
+            GPT2Error: what kept a text from being finished.
+        """
+        while self._unfinished:
+            number, piece = await self._pieces.get()
+            if isinstance(piece, BaseException):
+                raise piece
+            self._unfinished -= piece.finish_reason is not None
+            yield number, piece
+
+    async def completions(self) -> list[list[Completion]]:
+        """Wait for all: the samples of each prompt."""
+        done = [
+            [Completion(prompt=n, sample=m, prompt_tokens=len(prompt)) for m in range(self._samples)]
+            for n, prompt in enumerate(self._prompts)
+        ]
+        async for number, piece in self:
+            done[number][piece.sample].add(piece)
+        return done
+
+    def close(self) -> None:
+        """Give up what is unfinished; the scheduler leaves it before its next step."""
+        if self._unfinished:
+            for request in self._requests:
+                request.cancel()
+
+
+async def while_connected(request: HttpRequest, work: Awaitable[T], seconds: float) -> T:
+    """Wait for some work as long as the client does, and at most so long.
+
+    Raises:
+        Problem: it took too long (504), or the client is gone.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((task, watch), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if watch.done():
+            raise Problem(400, "the client left", code="client_left")
+        raise Problem(504, f"request: expected to be answered within {seconds:g} seconds", code="too_slow")
+    finally:
+        for either in (task, watch):
+            either.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _left(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
