@@ -40,6 +40,7 @@ ACCESS: tuple[tuple[str, str, str], ...] = (
 """Method (`*` for any), pattern of the whole path, and who may."""
 _ACCESS = tuple((method, re.compile(pattern), scope) for method, pattern, scope in ACCESS)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+MAX_HEAD_BYTES = 32 << 10
 _NO_BODY = {"GET", "HEAD", "OPTIONS"}
 
 log = logging.getLogger("gpt2.server")
@@ -137,6 +138,8 @@ class Gate:
         Raises:
             Problem: it is refused.
         """
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            raise Problem(431, f"headers: expected at most {MAX_HEAD_BYTES:,} bytes", code="headers_too_large")
         host = headers.get("host", "").lower()
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self.settings.hosts:

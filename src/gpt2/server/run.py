@@ -16,11 +16,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gpt2.errors import ConfigError
 from gpt2.server.app import create_app, new_service
-from gpt2.server.gate import JsonLines
+from gpt2.server.gate import MAX_HEAD_BYTES, JsonLines
 from gpt2.server.service import Service
 from gpt2.server.settings import Settings
 
-MAX_HEAD_BYTES = 32 << 10
 BACKLOG = 2048
 
 
