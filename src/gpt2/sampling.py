@@ -24,6 +24,8 @@ _LOWEST_TEMPERATURE = 1e-30
 
 # How many tokens top-p and typical-p look at first; most distributions need fewer.
 _FIRST_LOOK = 512
+# How many weights are summed at once where one is drawn.
+_BLOCK = 256
 
 
 def sample(
@@ -262,9 +264,20 @@ def _highest_until(scores: np.ndarray, weights: np.ndarray, share: float) -> np.
 
 
 def _draw(weights: np.ndarray, rng: np.random.Generator) -> int:
-    """A position with a chance in proportion to its weight, from one draw; never one of weight 0."""
-    reached = np.cumsum(weights, dtype=np.float64)
+    """A position with a chance in proportion to its weight, from one draw; never one of weight 0.
+
+    The weights are summed in blocks, and one by one in the block that is drawn alone, which is much faster.
+    """
+    whole = len(weights) // _BLOCK * _BLOCK
+    sums = weights[:whole].reshape(-1, _BLOCK).sum(axis=1, dtype=np.float64)  # (N // _BLOCK,)
+    reached = np.cumsum(np.append(sums, weights[whole:].sum(dtype=np.float64)))
     total = reached[-1]
     # A draw next to 1 could round up to the total, which no position exceeds.
     target = min(rng.random() * total, np.nextafter(total, 0))
-    return int(np.searchsorted(reached, target, side="right"))
+    block = int(np.searchsorted(reached, target, side="right"))
+    before = reached[block - 1] if block else 0.0
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    at = int(np.searchsorted(before + np.cumsum(inside, dtype=np.float64), target, side="right"))
+    if at == len(inside):  # rounded otherwise than the block's sum
+        at = int(np.flatnonzero(inside)[-1])
+    return block * _BLOCK + at
