@@ -16,22 +16,39 @@ CONTRACT = """
 API_VERSION = 2
 query_model(prompt: 'str | None' = None, *, model: 'str | None' = None, max_tokens: 'int' = 128, temperature: 'float' = 1.0, top_k: 'int' = 0, top_p: 'float' = 1.0, seed: 'int | None' = None, stop: 'str | list[str] | None' = None, **options: 'Any') -> 'str'
 stream_model(prompt: 'str | None' = None, *, model: 'str | None' = None, **options: 'Any') -> 'Iterator[str]'
+query_via_api(request: 'QueryRequest') -> 'QueryResponse'
+list_models_via_api() -> 'ModelList'
 train_via_api(request: 'TrainRequest') -> 'TrainResponse'
 save_model_via_api(request: 'SaveRequest') -> 'SaveResponse'
+QueryRequest: prompt: str | tuple[int, ...] | None, model: str | None, max_tokens: int, num_samples: int, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, logit_bias: dict[int, float], min_tokens: int, stop: tuple[str, ...], seed: int | None, logprobs: int | None, echo: bool, context: str, regex: str | None, json_schema: str | None, stream: bool
+QueryToken: id: int, logprob: float | None, top: tuple[tuple[int, float], ...] | None
+QuerySample: text: str, finish_reason: str, tokens: tuple[QueryToken, ...]
+QueryResponse: model: str, samples: tuple[QuerySample, ...], prompt_tokens: int
+QueryEvent: sample: int, text: str, tokens: tuple[QueryToken, ...], finish_reason: str | None
+ModelInfo: name: str, format: str, num_parameters: int, n_ctx: int
+ModelList: models: tuple[ModelInfo, ...]
 TrainRequest: training_files: tuple[str, ...], name: str, model: str | None, size: str | None, validation_files: tuple[str, ...], training: TrainingConfig
 TrainResponse: model: str, log: tuple[LogEntry, ...]
 SaveRequest: model: str, path: str, format: str, dtype: str
 SaveResponse: path: str, format: str, num_parameters: int
+POST /query query QueryRequest QueryResponse
+GET /models query None ModelList
 """  # noqa: E501
 
 
 def test_contract() -> None:
     """What others have built on: a change here needs a gpt_core_v3.py, not a new snapshot."""
     lines = [f"API_VERSION = {api.API_VERSION}"]
-    for function in (api.query_model, api.stream_model, api.train_via_api, api.save_model_via_api):
+    functions = (api.query_model, api.stream_model, api.query_via_api, api.list_models_via_api)
+    for function in (*functions, api.train_via_api, api.save_model_via_api):
         lines.append(f"{function.__name__}{inspect.signature(function)}")
-    for kind in (api.TrainRequest, api.TrainResponse, api.SaveRequest, api.SaveResponse):
+    queries = (api.QueryRequest, api.QueryToken, api.QuerySample, api.QueryResponse, api.QueryEvent)
+    models = (api.ModelInfo, api.ModelList)
+    for kind in (*queries, *models, api.TrainRequest, api.TrainResponse, api.SaveRequest, api.SaveResponse):
         lines.append(f"{kind.__name__}: " + ", ".join(f"{f.name}: {f.type}" for f in dataclasses.fields(kind)))
+    for route in api.ROUTES:
+        request = None if route.request is None else route.request.__name__
+        lines.append(f"{route.method} {route.path} {route.scope} {request} {route.response.__name__}")
     assert lines == CONTRACT.strip().splitlines()
 
 

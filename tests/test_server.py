@@ -423,6 +423,21 @@ def test_the_document_and_its_page(server: Running) -> None:
     assert "<script" not in page
 
 
+BLOCKS = re.findall(
+    r"```(python|sh)\n(.*?)```", (Path(__file__).parent.parent / "docs/server.md").read_text(), re.DOTALL
+)
+
+
+@pytest.mark.parametrize(("kind", "text"), BLOCKS)
+def test_the_documents_examples_run(server: Running, kind: str, text: str) -> None:
+    text = text.replace("http://127.0.0.1:8000", server.url)
+    command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-euc", text]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert '"error"' not in done.stdout
+
+
 # Keys
 
 
