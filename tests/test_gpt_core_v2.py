@@ -19,6 +19,13 @@ stream_model(prompt: 'str | None' = None, *, model: 'str | None' = None, **optio
 query_via_api(request: 'QueryRequest') -> 'QueryResponse'
 list_models_via_api() -> 'ModelList'
 train_via_api(request: 'TrainRequest') -> 'TrainResponse'
+start_training(request: 'TrainRequest') -> 'JobStatus'
+list_jobs() -> 'JobList'
+job_status(job_id: 'str') -> 'JobStatus'
+cancel_job(job_id: 'str') -> 'JobStatus'
+pause_job(job_id: 'str') -> 'JobStatus'
+resume_job(job_id: 'str') -> 'JobStatus'
+job_events(job_id: 'str', after: 'int' = 0) -> 'list[JobEvent]'
 save_model_via_api(request: 'SaveRequest') -> 'SaveResponse'
 QueryRequest: prompt: str | tuple[int, ...] | None, model: str | None, max_tokens: int, num_samples: int, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, logit_bias: dict[int, float], min_tokens: int, stop: tuple[str, ...], seed: int | None, logprobs: int | None, echo: bool, context: str, regex: str | None, json_schema: str | None, stream: bool
 QueryToken: id: int, logprob: float | None, top: tuple[tuple[int, float], ...] | None
@@ -27,12 +34,23 @@ QueryResponse: model: str, samples: tuple[QuerySample, ...], prompt_tokens: int
 QueryEvent: sample: int, text: str, tokens: tuple[QueryToken, ...], finish_reason: str | None
 ModelInfo: name: str, format: str, num_parameters: int, n_ctx: int
 ModelList: models: tuple[ModelInfo, ...]
-TrainRequest: training_files: tuple[str, ...], name: str, model: str | None, size: str | None, validation_files: tuple[str, ...], training: TrainingConfig
+TrainRequest: training_files: tuple[str, ...], name: str, model: str | None, size: str | None, validation_files: tuple[str, ...], training: TrainingConfig, epochs: float | None, automatic: tuple[str, ...]
 TrainResponse: model: str, log: tuple[LogEntry, ...]
+JobStatus: id: str, name: str, status: str, step: int, steps: int | None, checkpoints: tuple[str, ...], error: str | None, created: int, started: int | None, finished: int | None
+JobList: jobs: tuple[JobStatus, ...]
+JobEvent: number: int, created: int, level: str, kind: str, message: str, data: dict[str, Any] | None
 SaveRequest: model: str, path: str, format: str, dtype: str
 SaveResponse: path: str, format: str, num_parameters: int
 POST /query query QueryRequest QueryResponse
 GET /models query None ModelList
+POST /train train TrainRequest JobStatus
+POST /save train SaveRequest SaveResponse
+GET /jobs train None JobList
+GET /jobs/{job_id} train None JobStatus
+POST /jobs/{job_id}/cancel train None JobStatus
+POST /jobs/{job_id}/pause train None JobStatus
+POST /jobs/{job_id}/resume train None JobStatus
+GET /jobs/{job_id}/events train None JobEvent
 """  # noqa: E501
 
 
@@ -40,11 +58,13 @@ def test_contract() -> None:
     """What others have built on: a change here needs a gpt_core_v3.py, not a new snapshot."""
     lines = [f"API_VERSION = {api.API_VERSION}"]
     functions = (api.query_model, api.stream_model, api.query_via_api, api.list_models_via_api)
-    for function in (*functions, api.train_via_api, api.save_model_via_api):
+    jobs = (api.start_training, api.list_jobs, api.job_status, api.cancel_job, api.pause_job, api.resume_job)
+    for function in (*functions, api.train_via_api, *jobs, api.job_events, api.save_model_via_api):
         lines.append(f"{function.__name__}{inspect.signature(function)}")
     queries = (api.QueryRequest, api.QueryToken, api.QuerySample, api.QueryResponse, api.QueryEvent)
     models = (api.ModelInfo, api.ModelList)
-    for kind in (*queries, *models, api.TrainRequest, api.TrainResponse, api.SaveRequest, api.SaveResponse):
+    trainings = (api.TrainRequest, api.TrainResponse, api.JobStatus, api.JobList, api.JobEvent)
+    for kind in (*queries, *models, *trainings, api.SaveRequest, api.SaveResponse):
         lines.append(f"{kind.__name__}: " + ", ".join(f"{f.name}: {f.type}" for f in dataclasses.fields(kind)))
     for route in api.ROUTES:
         request = None if route.request is None else route.request.__name__

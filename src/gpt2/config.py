@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from gpt2.errors import ConfigError
 
@@ -271,6 +271,8 @@ LORA_TARGETS = ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a network is trained. One step reads `accumulation_steps * batch_size * sequence_length` tokens."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}  # for servers that check by pydantic
 
     steps: int = 1000
     """How many times the weights are updated."""

@@ -20,11 +20,11 @@ class Call:
     method: str
     """GET, POST or DELETE."""
     path: str
-    """Below the version, such as `/models`."""
+    """Below the version, such as `/jobs/{job_id}`."""
     scope: str
     """Who may: `query`, `train` or `admin`."""
     run: Callable[..., Any]
-    """Takes the request (or nothing) and gives the response; it may take its time."""
+    """Takes the request, if there is one, and the path's parameters by name, and gives the response; in a thread."""
     request: type | None
     """What comes in its body, if anything."""
     response: type
@@ -69,4 +69,27 @@ class Writing:
     """The event of a piece."""
 
 
-Route = Call | Writing
+@dataclass(frozen=True)
+class Events:
+    """A route that goes on until something has ended: server-sent events, each with its number as `id`.
+
+    A client that was cut off goes on where it was, by `Last-Event-ID` or `?after=`.
+    """
+
+    method: str
+    """GET."""
+    path: str
+    """Below the version; its parameters are given to `run` and `ended`."""
+    scope: str
+    """Who may."""
+    response: type
+    """An event, with a `number`."""
+    run: Callable[..., Any]
+    """Takes the path's parameters and `after`; the events after that number, oldest first."""
+    ended: Callable[..., bool]
+    """Takes the path's parameters; whether nothing more will come."""
+    request: type | None = None
+    """Nothing."""
+
+
+Route = Call | Writing | Events

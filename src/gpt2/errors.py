@@ -10,9 +10,12 @@
     │   ├── CheckpointFormatError         not a checkpoint, a broken file, or a format that is refused
     │   └── TensorMismatchError           tensors missing, unexpected, misshapen or not finite
     ├── ModelNameError (ValueError)       a model's name that the store does not accept or does not know
+    │   └── NameTakenError                a name that something else has already
     ├── DownloadError                     the network or the server failed; trying again may help
     │   └── IntegrityError                what arrived is not what was asked for; trying again will not help
     ├── TrainingError                     training data or a training run that cannot go on
+    ├── JobError                          no such training job or uploaded file
+    │   └── JobStateError                 a job that cannot do this in its state
     ├── CacheFullError                    more rows at once than the engine's cache holds
     ├── QueueFullError                    more requests wait than a scheduler takes
     ├── CancelledError                    a request that was given up, or whose scheduler was closed
@@ -63,6 +66,18 @@ class TensorMismatchError(CheckpointError):
 
 class ModelNameError(GPT2Error, ValueError):
     """A model's name that the store does not accept or does not know."""
+
+
+class NameTakenError(ModelNameError):
+    """A name that something else has already."""
+
+
+class JobError(GPT2Error):
+    """There is no such training job, or no such uploaded file."""
+
+
+class JobStateError(JobError):
+    """A training job cannot do what is asked of it in its state."""
 
 
 class DownloadError(GPT2Error):

@@ -166,6 +166,7 @@ def train_model(
     on_log: Callable[[LogEntry], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     note: Callable[[str], None] | None = None,
+    stop_asked: Callable[[], bool] | None = None,
     strategy: Any = None,
 ) -> Model:
     """Train a model from scratch, or fine-tune one; the model that is given stays as it is.
@@ -181,6 +182,7 @@ def train_model(
         on_log: called with each `LogEntry`.
         on_step: called with each step's number.
         note: told what a person should know, such as a checkpoint that was saved.
+        stop_asked: asked after each step; if so, a checkpoint is saved, and the training ends with a `CancelledError`.
         strategy: of `tf.distribute`, for several devices or machines; each has to call this with the same arguments.
 
     Returns:
@@ -206,7 +208,7 @@ def train_model(
         (note or _ignore)(f"the {len(valid_tokens):,} tokens held out do not fill a sequence of {T}; not measured on")
         valid_tokens = None
     base_name = None if model is None else base.name
-    work = _Training(base, base_name, name, training, tokens, valid_tokens, on_log, on_step, note, strategy)
+    work = _Training(base, base_name, name, training, tokens, valid_tokens, on_log, on_step, note, stop_asked, strategy)
     del base, model  # unless the caller keeps it, its memory is needed
     if run is None:
         return work.go(None)
@@ -221,6 +223,7 @@ def resume_training(
     on_log: Callable[[LogEntry], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     note: Callable[[str], None] | None = None,
+    stop_asked: Callable[[], bool] | None = None,
     strategy: Any = None,
 ) -> Model:
     """Go on with a run that was stopped, from its newest whole checkpoint, to the end that it was given.
@@ -234,6 +237,7 @@ def resume_training(
         on_log: called with each new `LogEntry`.
         on_step: called with each step's number.
         note: told what a person should know, such as a damaged checkpoint that is skipped.
+        stop_asked: as for `train_model`.
         strategy: as for `train_model`; the number of devices must be the same.
 
     Raises:
@@ -259,7 +263,7 @@ def resume_training(
         rows.append(tokens)
     assert rows[0] is not None
     settings = (base, facts["base"], facts["name"], training, rows[0], rows[1])
-    work = _Training(*settings, on_log, on_step, note, strategy)
+    work = _Training(*settings, on_log, on_step, note, stop_asked, strategy)
     del base, settings
     return work.go(opened)
 
@@ -278,11 +282,13 @@ class _Training:
         on_log: Callable[[LogEntry], None] | None,
         on_step: Callable[[int], None] | None,
         note: Callable[[str], None] | None,
+        stop_asked: Callable[[], bool] | None,
         strategy: Any,
     ) -> None:
         self.base_name, self.name, self.config = base_name, name, config
         self.tokens, self.valid_tokens, self.strategy = tokens, valid_tokens, strategy
         self.on_log, self.on_step, self.note = on_log, on_step, note or _ignore
+        self.stop_asked = stop_asked
         self.shape, self.codec = base.config, base.codec
         self.source: GPT2 | None = base.network
         """What training begins from, until it has been copied."""
@@ -364,6 +370,7 @@ class _Training:
                     on_log=on_log,
                     on_step=self.on_step,
                     on_save=on_save if writes else None,
+                    stop_asked=self.stop_asked,
                 )
             finally:
                 if run is not None and writes:

@@ -17,14 +17,16 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2 import checkpoints, store
-from gpt2.config import GenerationConfig, SamplingConfig, TrainingConfig
+from gpt2.codec import codec_for
+from gpt2.config import GenerationConfig, SamplingConfig, TrainingConfig, size_name
 from gpt2.continuation import Completion, Piece
-from gpt2.contract import Call, Question, Route, Writing
-from gpt2.errors import GPT2Error, ModelNameError
+from gpt2.contract import Call, Events, Question, Route, Writing
+from gpt2.errors import ConfigError, GPT2Error, JobError, ModelNameError, NameTakenError
 from gpt2.language_model import LanguageModel, open_model
 
 if TYPE_CHECKING:
     from gpt2.gpt import Model
+    from gpt2.jobs.records import Job
     from gpt2.training import LogEntry
 
 API_VERSION = 2
@@ -160,6 +162,8 @@ class ModelList:
 class TrainRequest:
     """What to train."""
 
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+
     training_files: tuple[str, ...]
     """Files or folders of any kind that `gpt2 prepare` reads, or one folder that it has made."""
     name: str
@@ -172,6 +176,10 @@ class TrainRequest:
     """Held-out text."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How."""
+    epochs: float | None = None
+    """In a job: times through the text, instead of `training.steps`."""
+    automatic: tuple[str, ...] = ()
+    """In a job: which of batch_size, sequence_length and eval_every are to be chosen for the text."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +193,62 @@ class TrainResponse:
 
 
 @dataclass(frozen=True)
+class JobStatus:
+    """How it stands with a training job."""
+
+    id: str
+    """For the other functions."""
+    name: str
+    """Of the model that comes of it."""
+    status: str
+    """`queued`, `validating_files`, `running`, `paused`, `succeeded`, `failed` or `cancelled`."""
+    step: int
+    """Steps so far."""
+    steps: int | None
+    """Steps in all, once the text is known."""
+    checkpoints: tuple[str, ...]
+    """Models that can be asked already: `NAME@STEP`."""
+    error: str | None
+    """Why it failed."""
+    created: int
+    """Seconds since 1970."""
+    started: int | None
+    """When it began."""
+    finished: int | None
+    """When it ended."""
+
+
+@dataclass(frozen=True)
+class JobList:
+    """All jobs."""
+
+    jobs: tuple[JobStatus, ...]
+    """The first ordered first."""
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that a job says."""
+
+    number: int
+    """Rises from event to event."""
+    created: int
+    """Seconds since 1970."""
+    level: str
+    """`info`, `warn` or `error`."""
+    kind: str
+    """`message`, `metrics` or `sample`."""
+    message: str
+    """For people."""
+    data: dict[str, Any] | None
+    """The numbers of `metrics`; prompt and text of a `sample`."""
+
+
+@dataclass(frozen=True)
 class SaveRequest:
     """What to save where."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
 
     model: str
     """A name that `train_via_api` gave, a name in the store, or a folder."""
@@ -299,6 +361,94 @@ def train_via_api(request: TrainRequest) -> TrainResponse:
     return TrainResponse(model=request.name, log=tuple(log))
 
 
+def start_training(request: TrainRequest) -> JobStatus:
+    """Train a model in a process of its own; the result is saved in the store under `request.name`.
+
+    The job goes on as long as this process lives, or a server with the same store; if both end, it waits for the next
+    one and goes on exactly where it was. One job runs at a time.
+
+    Raises:
+        NameTakenError: a model, a run or another job has that name.
+        ModelNameError: it is no name, there is no such model, or both `model` and `size` are given.
+        QueueFullError: too many jobs wait.
+        ConfigError: an unknown size or setting.
+    """
+    from gpt2.jobs.records import Order, Records
+    from gpt2.jobs.supervisor import supervise
+
+    if request.model is not None and request.size is not None:
+        raise ModelNameError("model, size: expected one of them, got both")
+    if not request.training_files:
+        raise ConfigError("training_files: expected some, got none")
+    unknown = set(request.automatic) - {"batch_size", "sequence_length", "eval_every"}
+    if unknown:
+        raise ConfigError(f"automatic: expected some of batch_size, sequence_length, eval_every, got {min(unknown)!r}")
+    if request.epochs is not None and not 0 < request.epochs <= 1000:
+        raise ConfigError(f"epochs: expected a number above 0, up to 1000, got {request.epochs}")
+    if request.size is None:
+        store.resolve(request.model)
+    else:
+        size_name(request.size)
+    order = Order(
+        name=request.name,
+        files=tuple(request.training_files),
+        model=request.model,
+        size=request.size,
+        valid_files=tuple(request.validation_files),
+        epochs=request.epochs,
+        auto=tuple(request.automatic),
+        training=request.training.to_dict(),
+    )
+    job = Records().create(order)
+    supervise()
+    return _status(job)
+
+
+def list_jobs() -> JobList:
+    """All training jobs."""
+    from gpt2.jobs.records import Records
+
+    return JobList(tuple(map(_status, Records().jobs())))
+
+
+def job_status(job_id: str) -> JobStatus:
+    """How it stands with a training job.
+
+    Raises:
+        JobError: there is none; so for the next four.
+    """
+    from gpt2.jobs.records import Records
+
+    return _status(Records().job(job_id))
+
+
+def cancel_job(job_id: str) -> JobStatus:
+    """End a training job; its checkpoints stay."""
+    return _ask(job_id, "cancel")
+
+
+def pause_job(job_id: str) -> JobStatus:
+    """Let a training job save a checkpoint and wait."""
+    return _ask(job_id, "pause")
+
+
+def resume_job(job_id: str) -> JobStatus:
+    """Let a training job that pauses go on, exactly where it was."""
+    return _ask(job_id, "run")
+
+
+def job_events(job_id: str, after: int = 0) -> list[JobEvent]:
+    """What a training job has said after an event of that number."""
+    from gpt2.jobs.records import Records
+
+    records = Records()
+    records.job(job_id)
+    return [
+        JobEvent(e.number, e.created, e.level, e.kind, e.message, None if e.data is None else dict(e.data))
+        for e in records.events(job_id, after)
+    ]
+
+
 def save_model_via_api(request: SaveRequest) -> SaveResponse:
     """Save a model as a folder, atomically.
 
@@ -390,8 +540,72 @@ def _info(name: str) -> ModelInfo:
     return ModelInfo(name, found.format, found.config.num_parameters, found.config.n_ctx)
 
 
+def _ask(job_id: str, wanted: str) -> JobStatus:
+    from gpt2.jobs.records import Records
+    from gpt2.jobs.supervisor import supervise
+
+    job = Records().ask(job_id, wanted)
+    supervise()
+    return _status(job)
+
+
+def _status(job: Job) -> JobStatus:
+    steps = store.checkpoint_steps(store.runs_folder() / job.order.name)
+    return JobStatus(
+        id=job.id,
+        name=job.order.name,
+        status=job.status,
+        step=job.step,
+        steps=job.steps,
+        checkpoints=tuple(f"{job.order.name}@{step}" for step in steps),
+        error=job.error,
+        created=job.created,
+        started=job.started,
+        finished=job.finished,
+    )
+
+
+def _has_ended(job_id: str) -> bool:
+    from gpt2.jobs.records import Records
+
+    return not Records().job(job_id).is_open
+
+
+def _start_training_on_uploads(request: TrainRequest) -> JobStatus:
+    """Train a model on uploaded files (`/v1/files`), in a process of its own."""
+    from gpt2.jobs.records import Records
+
+    for field_name in ("training_files", "validation_files"):
+        for file in getattr(request, field_name):
+            try:
+                Records().file(file)
+            except JobError as error:
+                raise ConfigError(f"{field_name}: {error}") from None
+    store.resolve_name(request.model)
+    return start_training(request)
+
+
+def _save_in_store(request: SaveRequest) -> SaveResponse:
+    """Save a model, or a job's checkpoint, under another name in the store (`path`)."""
+    source, target = store.resolve_name(request.model), store.folder_of(request.path)
+    if target.exists():
+        raise NameTakenError(f"path: {request.path} is taken; choose another name")
+    config, tensors = checkpoints.read(source)
+    codec = codec_for(source, config.n_vocab)
+    checkpoints.write(target, config, tensors, format=request.format, codec=codec, dtype=request.dtype)
+    return SaveResponse(request.path, request.format, config.num_parameters)
+
+
 ROUTES: tuple[Route, ...] = (
     Writing("POST", "/query", "query", QueryRequest, QueryResponse, QueryEvent, _question, _answer, _event),
     Call("GET", "/models", "query", list_models_via_api, None, ModelList),
+    Call("POST", "/train", "train", _start_training_on_uploads, TrainRequest, JobStatus),
+    Call("POST", "/save", "train", _save_in_store, SaveRequest, SaveResponse),
+    Call("GET", "/jobs", "train", list_jobs, None, JobList),
+    Call("GET", "/jobs/{job_id}", "train", job_status, None, JobStatus),
+    Call("POST", "/jobs/{job_id}/cancel", "train", cancel_job, None, JobStatus),
+    Call("POST", "/jobs/{job_id}/pause", "train", pause_job, None, JobStatus),
+    Call("POST", "/jobs/{job_id}/resume", "train", resume_job, None, JobStatus),
+    Events("GET", "/jobs/{job_id}/events", "train", JobEvent, job_events, _has_ended),
 )
 """What a server offers of this version, below `/v2`."""

@@ -10,6 +10,7 @@
     writing.py      from the scheduler's thread to the event loop
     sse.py          server-sent events
     completions.py  /v1/completions
+    fine_tuning.py  /v1/files and /v1/fine_tuning/jobs
     versions.py     /v2 and later ones, from their contracts
     app.py          the routes, put together
     run.py          the process: socket, signals, slow connections

@@ -20,7 +20,8 @@ from gpt2 import store
 from gpt2.contract import Writing
 from gpt2.errors import GPT2Error
 from gpt2.hosting import Host
-from gpt2.server import completions, versions
+from gpt2.jobs.supervisor import stop_supervising, supervise
+from gpt2.server import completions, fine_tuning, versions
 from gpt2.server.bodies import read_json, schema_of, to_json
 from gpt2.server.gate import Gate
 from gpt2.server.keys import Keys
@@ -68,7 +69,9 @@ def create_app(service: Service) -> Gate:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(supervise)  # jobs that were interrupted go on
         yield
+        await asyncio.to_thread(stop_supervising)
         await asyncio.to_thread(service.host.close)
 
     app = FastAPI(
@@ -112,6 +115,8 @@ class _Routes:
         self.add("GET", "/v1/models", self.models, "The models that can be asked.")
         self.add("GET", "/v1/models/{name}", self.model, "One model.")
         self.add("DELETE", "/v1/models/{name}", self.delete_model, "Remove a model from the store.")
+        for method, path, endpoint, summary, request in fine_tuning.routes(s):
+            self.add(method, path, endpoint, summary, request)
         self.add("POST", "/tokenize", self.tokenize, "Text to tokens.", TokenizeRequest)
         self.add("POST", "/detokenize", self.detokenize, "Tokens to text.", DetokenizeRequest)
         self.add("GET", "/tokenizer_info", self.tokenizer_info, "Special tokens (for lm-eval).")

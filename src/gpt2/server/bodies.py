@@ -38,14 +38,14 @@ async def _read(request: Request, settings: Settings) -> bytes:
     async for piece in request.stream():
         length += len(piece)
         if length > settings.max_body_bytes:
-            raise too_large(settings)
+            raise too_large(settings.max_body_bytes)
         pieces.append(piece)
     return b"".join(pieces)
 
 
-def too_large(settings: Settings) -> Problem:
+def too_large(limit: int) -> Problem:
     """What a body over the limit gets."""
-    message = f"body: expected at most {settings.max_body_bytes:,} bytes"
+    message = f"body: expected at most {limit:,} bytes"
     return Problem(413, message, code="body_too_large", headers={"Connection": "close"})
 
 

@@ -24,6 +24,7 @@ from gpt2.server.problems import Problem, problem_of
 from gpt2.server.settings import Settings
 
 PUBLIC = "public"
+UPLOADS = "/v1/files"
 ACCESS: tuple[tuple[str, str, str], ...] = (
     ("GET", r"/health", PUBLIC),
     ("GET", r"/ready", PUBLIC),  # says yes or no; load balancers have no keys
@@ -35,7 +36,10 @@ ACCESS: tuple[tuple[str, str, str], ...] = (
     ("POST", r"/v1/completions", "query"),
     ("GET", r"/v1/models(/[^/]*)?", "query"),
     ("DELETE", r"/v1/models/[^/]*", "admin"),
+    ("*", r"/v1/files(/[^/]*(/content)?)?", "train"),
+    ("*", r"/v1/fine_tuning/jobs(/[^/]*(/(cancel|pause|resume|events|checkpoints))?)?", "train"),
     ("*", r"/v\d+/(query|models)", "query"),
+    ("*", r"/v\d+/(train|save|jobs(/[^/]*(/(cancel|pause|resume|events))?)?)", "train"),
 )
 """Method (`*` for any), pattern of the whole path, and who may."""
 _ACCESS = tuple((method, re.compile(pattern), scope) for method, pattern, scope in ACCESS)
@@ -161,7 +165,7 @@ class Gate:
                 message = f"rate: expected at most {self.settings.requests_per_minute} requests a minute"
                 raise Problem(429, message, code="rate_limit_exceeded", headers={"Retry-After": str(int(wait) + 1)})
         if scope["method"] not in _NO_BODY:
-            self._check_body(headers)
+            self._check_body(headers, is_upload=scope["path"] == UPLOADS)
         return key
 
     def _key(self, headers: dict[str, str], wanted: str) -> Key | None:
@@ -184,13 +188,15 @@ class Gate:
             raise Problem(403, f"key: expected one with the scope {wanted}, got {key.scope}", code="scope")
         return key
 
-    def _check_body(self, headers: dict[str, str]) -> None:
+    def _check_body(self, headers: dict[str, str], is_upload: bool) -> None:
         length = headers.get("content-length")
-        if length is not None and length.isdecimal() and int(length[:20]) > self.settings.max_body_bytes:
-            raise too_large(self.settings)
+        limit = self.settings.max_upload_bytes if is_upload else self.settings.max_body_bytes
+        if length is not None and length.isdecimal() and int(length[:20]) > limit:
+            raise too_large(limit)
+        wanted = "multipart/form-data" if is_upload else "application/json"
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if (length not in (None, "0") or "transfer-encoding" in headers) and kind != "application/json":
-            raise Problem(415, f"content-type: expected application/json, got {kind[:80]!r}", code="content_type")
+        if (length not in (None, "0") or "transfer-encoding" in headers) and kind != wanted:
+            raise Problem(415, f"content-type: expected {wanted}, got {kind[:80]!r}", code="content_type")
 
 
 class JsonLines(logging.Formatter):

@@ -36,6 +36,10 @@ class Settings:
     """Of each key, or each address where there are no keys; more are refused with 429."""
     max_body_bytes: int = 4 << 20
     """Of a request."""
+    max_upload_bytes: int = 256 << 20
+    """Of an uploaded file."""
+    upload_seconds: float = 600.0
+    """For it to arrive."""
     body_seconds: float = 20.0
     """For a request's body to arrive."""
     header_seconds: float = 10.0

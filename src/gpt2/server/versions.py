@@ -13,10 +13,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gpt2.contract import Call, Question, Route, Writing
+from gpt2.contract import Call, Events, Question, Route, Writing
 from gpt2.server.bodies import read_json, to_json
 from gpt2.server.completions import check_budget
-from gpt2.server.problems import problem_of
+from gpt2.server.problems import Problem, problem_of
 from gpt2.server.service import Service
 from gpt2.server.settings import Settings
 from gpt2.server.sse import event, event_stream
@@ -24,6 +24,9 @@ from gpt2.server.writing import Texts, leased, while_connected
 
 VERSIONS: Mapping[str, str] = {"v2": "gpt2.gpt_core_v2"}
 """The first part of the path -> the module with the contract."""
+
+EVENT_SECONDS = 0.5
+"""Between two looks for new events."""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -36,15 +39,45 @@ def routes_of(module: str) -> tuple[Route, ...]:
 
 def endpoint_of(route: Route, service: Service) -> Endpoint:
     """What answers a route."""
-    return _writing(route, service) if isinstance(route, Writing) else _call(route, service.settings)
+    if isinstance(route, Writing):
+        return _writing(route, service)
+    return _events(route, service) if isinstance(route, Events) else _call(route, service.settings)
 
 
 def _call(route: Call, settings: Settings) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         given: list[Any] = [] if route.request is None else [await read_json(request, route.request, settings)]
-        return _json(await asyncio.to_thread(route.run, *given))
+        return _json(await asyncio.to_thread(route.run, *given, **request.path_params))
 
     return endpoint
+
+
+def _events(route: Events, service: Service) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        given = request.headers.get("last-event-id") or request.query_params.get("after") or "0"
+        if not given.isdecimal() or len(given) > 15:
+            raise Problem(400, f"after: expected an event's number, got {given!r:.40}", param="after")
+        first = await asyncio.to_thread(route.run, **request.path_params, after=int(given))
+        return event_stream(b"", _follow(route, request.path_params, first, int(given), service))
+
+    return endpoint
+
+
+async def _follow(
+    route: Events, params: Mapping[str, Any], found: list[Any], after: int, service: Service
+) -> AsyncIterator[bytes]:
+    while True:
+        for each in found:
+            after = each.number
+            yield b"id: %d\n" % after + event(to_json(each))
+        ended = await asyncio.to_thread(route.ended, **params)
+        found = await asyncio.to_thread(route.run, **params, after=after)
+        if found:
+            continue
+        if ended or service.stopping:
+            yield event(b"[DONE]")
+            return
+        await asyncio.sleep(EVENT_SECONDS)
 
 
 def _writing(route: Writing, service: Service) -> Endpoint:

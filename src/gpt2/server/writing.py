@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -16,11 +17,13 @@ from gpt2.scheduler import Request
 from gpt2.server.problems import Problem
 
 T = TypeVar("T")
+_OPENAI_CHECKPOINT = re.compile(r":ckpt-step-(\d{1,11})$")
 
 
 @contextlib.asynccontextmanager
 async def leased(host: Host, name: str | None) -> AsyncIterator[Hosted]:
     """An open model; one that is not is opened in a thread. See `Host.lease`."""
+    name = None if name is None else _OPENAI_CHECKPOINT.sub(r"@\1", name)
     hosted = host.take(name)
     if hosted is None:
         hosted = await asyncio.to_thread(host.open_and_take, name)

@@ -14,7 +14,7 @@ import numpy as np
 
 from gpt2.config import GPT2Config, TrainingConfig
 from gpt2.data.batches import Tokens, TrainingBatches, evaluation_batches
-from gpt2.errors import TrainingError
+from gpt2.errors import CancelledError, TrainingError
 from gpt2.training.schedule import learning_rate
 from gpt2.training.step import Stepper
 
@@ -73,6 +73,7 @@ def train(
     on_log: Callable[[LogEntry], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     on_save: Callable[[Progress], None] | None = None,
+    stop_asked: Callable[[], bool] | None = None,
 ) -> list[LogEntry]:
     """Train the stepper's network in place.
 
@@ -85,6 +86,7 @@ def train(
         on_log: called with each entry as it is made, every `eval_every` steps and at the end.
         on_step: called with each step's number.
         on_save: called every `save_every` steps and at the end, after `on_log`.
+        stop_asked: asked after each step; if so, `on_save` is called and the training ends with a `CancelledError`.
 
     Returns:
         The entries of this call.
@@ -92,6 +94,7 @@ def train(
     Raises:
         TrainingError: too little text, a sequence longer than the context, or a loss that is not a number. The weights
             are then those after the last step with a finite loss.
+        CancelledError: it was asked to stop before its end.
     """
     config, shape = stepper.config, stepper.network.config
     B, T = config.batch_size, config.sequence_length or shape.n_ctx
@@ -144,9 +147,12 @@ def train(
                 on_log(entry)
         if on_step is not None:
             on_step(number)
-        if on_save is not None and (number % (config.save_every or config.eval_every) == 0 or last or stop):
+        asked = not (last or stop) and stop_asked is not None and stop_asked()
+        if on_save is not None and (number % (config.save_every or config.eval_every) == 0 or last or stop or asked):
             state.seconds = time.monotonic() - began
             on_save(replace(state, losses=list(state.losses)))
+        if asked:
+            raise CancelledError(f"training: it was asked to stop, and did after step {number}")
     return log
 
 
