@@ -210,6 +210,7 @@ def processes_of(server: Running) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_jobs_and_servers_end_with_the_same_weights(tmp_path: Path) -> None:
     """kill -9 of the job, then of the server; SIGTERM to a third; the weights are those of an undisturbed job."""
     with serving(tmp_path) as server:
