@@ -21,23 +21,39 @@ def random_tensors(config: GPT2Config, seed: int = 0, scale: float = 0.3) -> Arr
 
 def logits(config: GPT2Config, tensors: Arrays, ids: np.ndarray) -> np.ndarray:
     """Logits (T, V) in float64 of one row of ids (T,)."""
+    return activations(config, tensors, ids)["logits"]
+
+
+def activations(config: GPT2Config, tensors: Arrays, ids: np.ndarray) -> Arrays:
+    """What is computed on the way to the logits of one row of ids, under TransformerLens' names, without a batch."""
     w = {name: array.astype(np.float64) for name, array in tensors.items()}
     T = len(ids)
+    seen: Arrays = {"hook_embed": w["wte"][ids], "hook_pos_embed": w["wpe"][:T]}
     x = w["wte"][ids] + w["wpe"][:T]
     for n in range(config.n_layer):
         p = {name.removeprefix(f"h{n}/"): array for name, array in w.items() if name.startswith(f"h{n}/")}
-        a = norm(x, p["ln_1/g"], p["ln_1/b"]) @ p["attn/c_attn/w"] + p["attn/c_attn/b"]
-        heads = []
+        block: Arrays = {"hook_resid_pre": x, "ln1.hook_normalized": norm(x, p["ln_1/g"], p["ln_1/b"])}
+        a = block["ln1.hook_normalized"] @ p["attn/c_attn/w"] + p["attn/c_attn/b"]
+        heads: dict[str, list[np.ndarray]] = {name: [] for name in ("q", "k", "v", "attn_scores", "pattern", "z")}
         for q, k, v in zip(*(np.split(part, config.n_head, axis=1) for part in np.split(a, 3, axis=1)), strict=True):
             scores = q @ k.T / np.sqrt(q.shape[1])
             scores[np.triu_indices(T, 1)] = -np.inf
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            heads.append(weights / weights.sum(axis=1, keepdims=True) @ v)
-        x = x + np.concatenate(heads, axis=1) @ p["attn/c_proj/w"] + p["attn/c_proj/b"]
-        h = norm(x, p["ln_2/g"], p["ln_2/b"]) @ p["mlp/c_fc/w"] + p["mlp/c_fc/b"]
-        h = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
-        x = x + h @ p["mlp/c_proj/w"] + p["mlp/c_proj/b"]
-    return norm(x, w["ln_f/g"], w["ln_f/b"]) @ w["wte"].T
+            pattern = weights / weights.sum(axis=1, keepdims=True)
+            for values, value in zip(heads.values(), (q, k, v, scores, pattern, pattern @ v), strict=True):
+                values.append(value)
+        block |= {f"attn.hook_{name}": np.stack(heads[name], axis=1) for name in ("q", "k", "v", "z")}
+        block |= {f"attn.hook_{name}": np.stack(heads[name]) for name in ("attn_scores", "pattern")}
+        block["hook_attn_out"] = np.concatenate(heads["z"], axis=1) @ p["attn/c_proj/w"] + p["attn/c_proj/b"]
+        x = block["hook_resid_mid"] = x + block["hook_attn_out"]
+        block["ln2.hook_normalized"] = norm(x, p["ln_2/g"], p["ln_2/b"])
+        h = block["mlp.hook_pre"] = block["ln2.hook_normalized"] @ p["mlp/c_fc/w"] + p["mlp/c_fc/b"]
+        h = block["mlp.hook_post"] = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        block["hook_mlp_out"] = h @ p["mlp/c_proj/w"] + p["mlp/c_proj/b"]
+        x = block["hook_resid_post"] = x + block["hook_mlp_out"]
+        seen |= {f"blocks.{n}.{name}": value for name, value in block.items()}
+    seen["ln_final.hook_normalized"] = norm(x, w["ln_f/g"], w["ln_f/b"])
+    return seen | {"logits": seen["ln_final.hook_normalized"] @ w["wte"].T}
 
 
 def norm(x: np.ndarray, g: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -65,6 +65,10 @@ class LanguageModel:
         Raises:
             PromptError: not two axes of ids from the vocabulary, or longer than n_ctx.
         """
+        return self.engine.logits(self.checked_ids(ids))
+
+    def checked_ids(self, ids: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """Token ids (B, T) as an array, if the network can be given them; else the error of `logits`."""
         array = np.asarray(ids)
         if array.ndim != 2 or not array.size or not np.issubdtype(array.dtype, np.integer):
             raise PromptError(f"ids: expected integers of shape (B, T), got {array.dtype} of shape {array.shape}")
@@ -72,7 +76,7 @@ class LanguageModel:
             raise PromptError(f"ids: expected at most n_ctx = {self.config.n_ctx} positions, got {array.shape[1]}")
         if array.min() < 0 or array.max() >= self.config.n_vocab:
             raise PromptError(f"ids: expected 0 to {self.config.n_vocab - 1}, got {array.min()} to {array.max()}")
-        return self.engine.logits(array)
+        return array
 
     def generate(self, prompt: Prompt | Sequence[str] = None, **options: Any) -> list[Completion]:
         """Continue a prompt, or each of several.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -32,6 +32,9 @@ Tensor = Any
 """A tensor of the Keras backend in use."""
 Cache = Sequence[Any]
 """For each layer the keys and the values of earlier tokens, each (B, H, P, D)."""
+Tap = Callable[[str, Tensor], Tensor]
+"""Is shown an activation with its name (`h0/attn/pattern`), and gives what is computed with in its place: see
+`gpt2.inspection`, whose `names` lists them all. Without one the network is what it was, to the bit."""
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -45,6 +48,16 @@ class Untouched(keras.initializers.Initializer):
     def __call__(self, shape: Any, dtype: Any = None) -> Tensor:
         """A tensor of zeros."""
         return ops.cast(shared_memory.as_tensor(shared_memory.zeros(tuple(shape))), dtype or "float32")
+
+
+def _tapped(tap: Tap | None, name: str, value: Tensor) -> Tensor:
+    """What the tap gives for a value; without a tap, the value."""
+    return value if tap is None else tap(name, value)
+
+
+def _under(tap: Tap | None, part: str) -> Tap | None:
+    """The tap of a part of the network, in which names are below that of the part."""
+    return None if tap is None else lambda name, value: tap(f"{part}/{name}", value)
 
 
 def _kernels() -> Any:
@@ -174,6 +187,7 @@ class CausalSelfAttention(keras.layers.Layer):
         past: tuple[Tensor, Tensor] | None = None,
         key: Tensor | None = None,
         segments: Tensor | None = None,
+        tap: Tap | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Attend.
 
@@ -183,16 +197,17 @@ class CausalSelfAttention(keras.layers.Layer):
             past: keys and values of earlier tokens, each (B, H, P, D), or None.
             key: (2,) int32, the seed of the dropout; None for no dropout.
             segments: for the kernels of training, instead of `visible`: (B, T) int32, the document of each position.
+            tap: sees `c_attn` (B, T, 3C), `scores` and `pattern` (B, H, T, P + T), and `z` (B, T, C), c_proj's input.
 
         Returns:
             The output (B, T, C), and the new tokens' keys and values, each (B, H, T, D) (None from the kernels).
         """
-        if self.kernels is not None and past is None:
+        if self.kernels is not None and past is None and tap is None:
             drop = self.attn_drop
             y = self.kernels.attention(self.c_attn(x), self.n_head, segments, drop.rate, drop.own_key(key))
             return self.resid_drop(self.c_proj(y), key=key), None
         B, T, C = ops.shape(x)
-        qkv = ops.reshape(self.c_attn(x), (B, T, 3, self.n_head, self.head_size))
+        qkv = ops.reshape(_tapped(tap, "c_attn", self.c_attn(x)), (B, T, 3, self.n_head, self.head_size))
         q, k, v = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3, axis=0)  # each (B, H, T, D)
         scores = ops.matmul(q, ops.transpose(k, (0, 1, 3, 2)))  # (B, H, T, T)
         if past is not None:
@@ -200,14 +215,15 @@ class CausalSelfAttention(keras.layers.Layer):
             # Scores over the past and over the new tokens are made apart, so that the cache is never copied.
             scores = ops.concatenate([ops.matmul(q, ops.transpose(past_k, (0, 1, 3, 2))), scores], axis=-1)
         scores = ops.cast(scores, "float32") / math.sqrt(self.head_size)  # (B, H, T, P + T)
-        scores = ops.where(visible, scores, -1e9)
-        attention = self.attn_drop(ops.cast(ops.softmax(scores, axis=-1), x.dtype), key=key)
+        scores = _tapped(tap, "scores", ops.where(visible, scores, -1e9))
+        pattern = _tapped(tap, "pattern", ops.softmax(scores, axis=-1))
+        attention = self.attn_drop(ops.cast(pattern, x.dtype), key=key)
         if past is None:
             y = ops.matmul(attention, v)  # (B, H, T, D)
         else:
             P = ops.shape(past_k)[2]
             y = ops.matmul(attention[..., :P], past_v) + ops.matmul(attention[..., P:], v)
-        y = ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (B, T, C))
+        y = _tapped(tap, "z", ops.reshape(ops.transpose(y, (0, 2, 1, 3)), (B, T, C)))
         return self.resid_drop(self.c_proj(y), key=key), (k, v)
 
 
@@ -229,9 +245,12 @@ class MLP(keras.layers.Layer):
         self.c_fc.build(input_shape)
         self.c_proj.build((*input_shape[:-1], 4 * (input_shape[-1] or 0)))
 
-    def call(self, x: Tensor, key: Tensor | None = None) -> Tensor:
-        """Map x (B, T, C) to (B, T, C); `key` as in the attention."""
-        return self.drop(self.c_proj(self.c_fc(x), after_gelu=True), key=key)
+    def call(self, x: Tensor, key: Tensor | None = None, tap: Tap | None = None) -> Tensor:
+        """Map x (B, T, C) to (B, T, C); `key` as in the attention. A tap sees `c_fc` and its `gelu`, (B, T, 4C)."""
+        if tap is None:
+            return self.drop(self.c_proj(self.c_fc(x), after_gelu=True), key=key)
+        h = tap("gelu", gelu(tap("c_fc", self.c_fc(x))))
+        return self.drop(self.c_proj(h), key=key)
 
 
 class Block(keras.layers.Layer):
@@ -250,11 +269,19 @@ class Block(keras.layers.Layer):
         for layer in (self.ln_1, self.attn, self.ln_2, self.mlp):
             layer.build(input_shape)
 
-    def call(self, x: Tensor, **attention: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Map x (B, T, C) to (B, T, C); the arguments and the second result are the attention's."""
-        a, present = self.attn(self.ln_1(x), **attention)
-        x = x + ops.cast(a, x.dtype)
-        return x + ops.cast(self.mlp(self.ln_2(x), key=attention.get("key")), x.dtype), present
+    def call(self, x: Tensor, tap: Tap | None = None, **attention: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Map x (B, T, C) to (B, T, C); the arguments and the second result are the attention's.
+
+        A tap sees x as it comes (`in`), after the attention (`mid`) and as it goes (`out`), the norms, what is inside
+        the two parts, and what each adds to x (`attn`, `mlp`), all (B, T, C).
+        """
+        x = _tapped(tap, "in", x)
+        a = _tapped(tap, "ln_1", self.ln_1(x))
+        a, present = self.attn(a, tap=_under(tap, "attn"), **attention)
+        x = _tapped(tap, "mid", x + ops.cast(_tapped(tap, "attn", a), x.dtype))
+        m = _tapped(tap, "ln_2", self.ln_2(x))
+        m = self.mlp(m, key=attention.get("key"), tap=_under(tap, "mlp"))
+        return _tapped(tap, "out", x + ops.cast(_tapped(tap, "mlp", m), x.dtype)), present
 
 
 class GPT2(keras.Model):
@@ -316,6 +343,7 @@ class GPT2(keras.Model):
         past_length: Tensor | None = None,
         key: Tensor | None = None,
         segments: Tensor | None = None,
+        tap: Tap | None = None,
     ) -> tuple[Tensor, Cache]:
         """The forward pass up to the head.
 
@@ -325,6 +353,7 @@ class GPT2(keras.Model):
             past_length: (B,) int32, how many of the P positions are in use in each row; needed with `past`.
             key: (2,) int32, the seed of the dropout; None for no dropout.
             segments: (B, T) int32, without a past: positions of different numbers do not see each other.
+            tap: sees and may replace every activation; the network is then neither fused nor recomputed.
 
         Returns:
             The final hidden states (B, T, C), and for each layer the new tokens' keys and values, each (B, H, T, D),
@@ -337,17 +366,20 @@ class GPT2(keras.Model):
         visible = self._visible(T, None if past is None else ops.shape(past[0][0])[2], past_length)
         if segments is not None:
             visible = ops.logical_and(visible, (segments[:, :, None] == segments[:, None, :])[:, None])  # (B, 1, T, T)
-        x = ops.take(self.wte, ids, axis=0) + ops.take(self.wpe, positions, axis=0)  # (B, T, C)
+        tokens = _tapped(tap, "wte", ops.take(self.wte, ids, axis=0))  # (B, T, C)
+        x = tokens + _tapped(tap, "wpe", ops.take(self.wpe, positions, axis=0))  # (B or 1, T, C)
         x = self.drop(x, key=key)
         present = []
         for n, block in enumerate(self.blocks):
-            if self.recompute and past is None:
+            if self.recompute and past is None and tap is None:
                 x, keys_values = _recomputed(block, x, visible, key, segments), None
             else:
                 own = None if past is None else past[n]
-                x, keys_values = block(x, visible=visible, past=own, key=key, segments=segments)
+                x, keys_values = block(
+                    x, visible=visible, past=own, key=key, segments=segments, tap=_under(tap, block.name)
+                )
             present.append(keys_values)
-        return self.ln_f(x), present
+        return _tapped(tap, "ln_f", self.ln_f(x)), present
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (B, T, V) float32 of final hidden states x (B, T, C): the head is the token embedding."""

@@ -17,7 +17,7 @@ from keras import ops
 from gpt2.checkpoints.names import weights_sha256
 from gpt2.config import GPT2Config
 from gpt2.engines import Cache, check_fed
-from gpt2.model import GPT2
+from gpt2.model import GPT2, Tap
 from gpt2.shared_memory import as_tensor, zeros
 
 
@@ -79,22 +79,28 @@ class KVCache:
 
 
 class KerasEngine:
-    """Runs a `GPT2` network. Its float32 weights are used where they are, not copied."""
+    """Runs a `GPT2` network. Its float32 weights are used where they are, not copied.
+
+    Args:
+        network: what is run.
+        tap: sees and may replace every activation (see `gpt2.model`); nothing is compiled then.
+    """
 
     name = "keras"
     precision = "float32"
     exact = False
 
-    def __init__(self, network: GPT2) -> None:
-        self.network = network
+    def __init__(self, network: GPT2, tap: Tap | None = None) -> None:
+        self.network, self.tap = network, tap
         self.config = network.config
         # One graph for every length: graphs of fixed lengths are optimised differently, and round differently.
         ids, lengths = ((None, None), "int32"), ((None,), "int32")
         layer = ((None, self.config.n_head, self.config.n_ctx, self.config.head_size), "float32")
         past = [(layer, layer)] * self.config.n_layer
-        self._prefill = _compiled(self._prefill_graph, ids)
-        self._continue = _compiled(self._continue_graph, ids, past, lengths)
-        self._step = _compiled(self._step_graph)
+        compiled = _compiled if tap is None else _as_it_is
+        self._prefill = compiled(self._prefill_graph, ids)
+        self._continue = compiled(self._continue_graph, ids, past, lengths)
+        self._step = compiled(self._step_graph)
 
     @property
     def weights_sha256(self) -> str:
@@ -159,10 +165,10 @@ class KerasEngine:
     # What is compiled
 
     def _prefill_graph(self, ids: Any) -> Any:
-        return self.network.hidden(ids)
+        return self.network.hidden(ids, tap=self.tap)
 
     def _continue_graph(self, ids: Any, past: Any, lengths: Any) -> Any:
-        return self.network.hidden(ids, past, lengths)
+        return self.network.hidden(ids, past, lengths, tap=self.tap)
 
     def _step_graph(self, ids: Any, past: Any, lengths: Any) -> Any:
         """One token in each of an even number of rows: logits (B, 1, V), and the new keys and values.
@@ -170,7 +176,7 @@ class KerasEngine:
         The head's product reads its weights row by row, and its kernels round differently for 1, 2, 4, 8 and more
         rows; for two rows it costs what it costs for one. So it is done in pairs.
         """
-        hidden, present = self.network.hidden(ids, past, lengths)
+        hidden, present = self.network.hidden(ids, past, lengths, tap=self.tap)
         pairs = [self.network.head(hidden[n : n + 2]) for n in range(0, ids.shape[0], 2)]
         return ops.concatenate(pairs, axis=0), present
 
@@ -190,6 +196,10 @@ def _compiled(function: Callable[..., Any], *signature: Any) -> Callable[..., An
         return type(value)(spec(part) for part in value)
 
     return tf.function(function, input_signature=[spec(s) for s in signature] or None, autograph=False)
+
+
+def _as_it_is(function: Callable[..., Any], *_: Any) -> Callable[..., Any]:
+    return function
 
 
 def _array(tensor: Any) -> np.ndarray:

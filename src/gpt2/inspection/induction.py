@@ -1,0 +1,132 @@
+"""Induction heads: heads that look for what came after the last occurrence of a token, and so repeat a text.
+
+They are looked for on random tokens that come twice, after `<|endoftext|>`: the only way to do better on the second
+time is to look the first one up. A head's score is its mean attention from a token of the second time to the token
+after the same one of the first time. Whether heads of high score matter is shown by silencing them and, for
+comparison, as many others drawn by chance.
+
+Source: Olsson et al., "In-context Learning and Induction Heads" (2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt2.errors import ConfigError
+from gpt2.gpt import Model
+from gpt2.inspection.interventions import ablate_heads
+from gpt2.inspection.reading import token_losses
+from gpt2.inspection.running import run_with_cache
+
+FOUND_FROM = 0.4
+"""A head that gives the one right token this much of its attention is called an induction head; our choice."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Heads that were silenced, and what came of it."""
+
+    heads: tuple[tuple[int, int], ...]
+    """Pairs of layer and head."""
+    first_loss: float
+    """Mean loss of the tokens the first time, in nats."""
+    second_loss: float
+    """The second time."""
+
+
+@dataclass(frozen=True)
+class Induction:
+    """What was found on repeated random tokens."""
+
+    scores: np.ndarray
+    """Of each head, (L, H), from 0 to 1."""
+    chance: float
+    """The score of a head that looks at all positions alike."""
+    first_loss: float
+    """Mean loss of the tokens the first time, in nats; the first of them is left out."""
+    second_loss: float
+    """The second time, when they could be known."""
+    found: tuple[tuple[int, int], ...]
+    """Layer and head of all with a score of at least `FOUND_FROM`, the highest first."""
+    best: Ablation
+    """Those that were found are silenced; if there are none, the three of the highest scores."""
+    random: tuple[Ablation, ...]
+    """As many of the others, drawn by chance, several times."""
+    length: int
+    """Tokens that come twice."""
+    rows: int
+    """Sequences that all of this is the mean of."""
+
+
+def repeated_tokens(model: Model, *, length: int = 50, rows: int = 8, seed: int = 0) -> np.ndarray:
+    """Random tokens that come twice: ids (rows, 1 + 2 * length), first `<|endoftext|>` (left out if there is none).
+
+    No token comes more than once in a half, and special ones not at all.
+
+    Raises:
+        ConfigError: longer than the context allows, or than there are tokens.
+    """
+    special = set(model.codec.special_tokens.values()) if model.codec else set()
+    start = None if model.codec is None else model.codec.end_of_text
+    pool = np.array([token for token in range(model.config.n_vocab) if token not in special])
+    most = min((model.config.n_ctx - (start is not None)) // 2, len(pool))
+    if not 2 <= length <= most:
+        raise ConfigError(f"length: expected 2 to {most} tokens for this model, got {length}")
+    if rows < 1:
+        raise ConfigError(f"rows: expected at least 1, got {rows}")
+    rng = np.random.default_rng(seed)
+    half = np.stack([rng.choice(pool, length, replace=False) for _ in range(rows)])  # (rows, length)
+    first = np.full((rows, 0 if start is None else 1), 0 if start is None else start)
+    return np.concatenate([first, half, half], axis=1)
+
+
+def find_induction(model: Model, *, length: int = 50, rows: int = 8, seed: int = 0, trials: int = 10) -> Induction:
+    """Look for induction heads, and measure what silencing them does.
+
+    Args:
+        model: of `gpt2.load_model`.
+        length: tokens that come twice.
+        rows: sequences.
+        seed: of the tokens and of the heads drawn by chance.
+        trials: how often as many other heads are drawn.
+
+    Raises:
+        ConfigError: see `repeated_tokens`.
+    """
+    ids = repeated_tokens(model, length=length, rows=rows, seed=seed)
+    start = ids.shape[1] - 2 * length
+    _, seen = run_with_cache(model, ids, names="blocks.*.attn.hook_pattern")
+    patterns = seen.layers("attn.hook_pattern")  # (L, B, H, T, T)
+    looking = np.arange(start + length, start + 2 * length)
+    scores = patterns[:, :, :, looking, looking - length + 1].mean(axis=(1, 3))  # (L, H)
+    del seen, patterns
+    order = [divmod(int(flat), model.config.n_head) for flat in np.argsort(-scores, axis=None, kind="stable")]
+    found = tuple(head for head in order if scores[head] >= FOUND_FROM)
+    chosen = found or tuple(order[:3])
+    others = [head for head in order if head not in chosen]
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(trials if others else 0):
+        picked = rng.choice(len(others), min(len(chosen), len(others)), replace=False)
+        drawn.append(tuple(sorted(others[n] for n in picked)))
+    whole = _ablated(model, ids, (), length)
+    return Induction(
+        scores=scores,
+        chance=float((1 / (looking + 1)).mean()),
+        first_loss=whole.first_loss,
+        second_loss=whole.second_loss,
+        found=found,
+        best=_ablated(model, ids, chosen, length),
+        random=tuple(_ablated(model, ids, heads, length) for heads in drawn),
+        length=length,
+        rows=rows,
+    )
+
+
+def _ablated(model: Model, ids: np.ndarray, heads: tuple[tuple[int, int], ...], length: int) -> Ablation:
+    losses = token_losses(model, ids, ablate_heads(heads))
+    # The first token of the second time cannot be foreseen, so the first one is left out of both.
+    first, second = losses[:, -2 * length + 1 : -length], losses[:, -length + 1 :]
+    return Ablation(heads, float(first.mean()), float(second.mean()))
