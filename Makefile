@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # TensorFlow's start-up chatter hides what matters.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo install test test-slow test-reference check format bench clean
+.PHONY: help demo serve install test test-slow test-reference check format bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -16,6 +16,9 @@ help:  ## Show this list
 demo: $(VENV)/.installed  ## Set up, then write text with the bundled model
 	@$(BIN)/gpt2 generate "Once upon a time" --max-tokens 110 --temperature 0.7 --seed 5
 	@echo "(synthetic text, written by the bundled GPT-2; try: $(BIN)/gpt2 generate --help)"
+
+serve: $(VENV)/.installed  ## Set up, then serve the bundled model and its page on http://127.0.0.1:8000
+	$(BIN)/gpt2 serve
 
 install: $(VENV)/.installed  ## Set up the virtual environment with the package
 

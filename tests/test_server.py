@@ -451,7 +451,7 @@ def test_every_route_is_classified_and_closed_without_a_key() -> None:
 
     async def status(method: str, path: str, **headers: str | bytes) -> int:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as session:
-            return (await session.request(method, path, headers=headers)).status_code
+            return (await session.request(method, "http://localhost" + path, headers=headers)).status_code
 
     async def check() -> None:
         for method, template in routes:

@@ -230,10 +230,16 @@ class Codec:
         if layout not in names:
             raise CodecError(f"layout: expected one of {', '.join(names)}, got {layout!r}")
         merges_name, ids_name = names[layout]
+        return {
+            merges_name: self._merges().encode("utf-8"),
+            ids_name: json.dumps(self.vocabulary()).encode("ascii"),
+        }
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, by id, as `vocab.json` has it: bytes written as OpenAI's printable letters."""
         letters = _byte_letters()
         ids = {"".join(letters[byte] for byte in token): n for token, n in self._ranks.items()}
-        ids = dict(sorted((ids | dict(self.special_tokens)).items(), key=lambda item: item[1]))
-        return {merges_name: self._merges().encode("utf-8"), ids_name: json.dumps(ids).encode("ascii")}
+        return dict(sorted((ids | dict(self.special_tokens)).items(), key=lambda item: item[1]))
 
     def _merges(self) -> str:
         """The merges in the order of their ids, each the last pair that merging leaves of the token itself."""

@@ -12,6 +12,7 @@
     completions.py  /v1/completions
     fine_tuning.py  /v1/files and /v1/fine_tuning/jobs
     versions.py     /v2 and later ones, from their contracts
+    playground.py   the page at /, whose files lie in page/
     app.py          the routes, put together
     run.py          the process: socket, signals, slow connections
 

@@ -21,7 +21,7 @@ from gpt2.contract import Writing
 from gpt2.errors import GPT2Error
 from gpt2.hosting import Host
 from gpt2.jobs.supervisor import stop_supervising, supervise
-from gpt2.server import completions, fine_tuning, versions
+from gpt2.server import completions, fine_tuning, playground, versions
 from gpt2.server.bodies import read_json, schema_of, to_json
 from gpt2.server.gate import Gate
 from gpt2.server.keys import Keys
@@ -105,6 +105,9 @@ class _Routes:
         self.add("GET", "/metrics", self.metrics, "Figures for Prometheus.")
         self.add("GET", "/openapi.json", self.openapi, "This document.")
         self.add("GET", "/docs", self.docs, "This document as a page.")
+        page = playground.endpoint()
+        self.add("GET", "/", page, "The playground.")
+        self.add("GET", "/page/{name}", page, "What the playground consists of.")
         self.add(
             "POST",
             "/v1/completions",
@@ -120,6 +123,7 @@ class _Routes:
         self.add("POST", "/tokenize", self.tokenize, "Text to tokens.", TokenizeRequest)
         self.add("POST", "/detokenize", self.detokenize, "Tokens to text.", DetokenizeRequest)
         self.add("GET", "/tokenizer_info", self.tokenizer_info, "Special tokens (for lm-eval).")
+        self.add("GET", "/vocabulary", self.vocabulary, "Token -> id, as vocab.json has it (`?model=`).")
         for version, module in versions.VERSIONS.items():
             for route in versions.routes_of(module):
                 doc = (route.question if isinstance(route, Writing) else route.run).__doc__ or route.response.__doc__
@@ -239,6 +243,11 @@ class _Routes:
             return JSONResponse(
                 info | {"vocab_size": codec.n_vocab, "bos_token": end, "eos_token": end, "pad_token": None}
             )
+
+    async def vocabulary(self, request: Request) -> Response:
+        async with leased(self.service.host, request.query_params.get("model")) as hosted:
+            codec = completions.codec_of(hosted)
+            return JSONResponse(await asyncio.to_thread(codec.vocabulary))
 
 
 async def _say(_: Request, error: Exception) -> Response:

@@ -28,10 +28,11 @@ UPLOADS = "/v1/files"
 ACCESS: tuple[tuple[str, str, str], ...] = (
     ("GET", r"/health", PUBLIC),
     ("GET", r"/ready", PUBLIC),  # says yes or no; load balancers have no keys
+    ("GET", r"/|/page/[^/]*", PUBLIC),  # the same files for everybody; the page asks with a key
     ("GET", r"/openapi\.json", "query"),
     ("GET", r"/docs", "query"),
     ("GET", r"/metrics", "admin"),
-    ("GET", r"/tokenizer_info", "query"),
+    ("GET", r"/tokenizer_info|/vocabulary", "query"),
     ("POST", r"/tokenize|/detokenize", "query"),
     ("POST", r"/v1/completions", "query"),
     ("GET", r"/v1/models(/[^/]*)?", "query"),
