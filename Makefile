@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # TensorFlow's start-up chatter hides what matters.
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help demo serve install test test-slow test-reference check format bench clean
+.PHONY: help demo serve install test test-slow test-reference test-llama check format bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,6 +30,9 @@ test-slow: $(VENV)/.installed-test  ## The slow tests: large models, many kills 
 
 test-reference: $(VENV)/.installed-reference  ## Compare with torch and transformers, which this installs
 	$(BIN)/python -m pytest -m reference
+
+test-llama: $(VENV)/.installed-llama  ## Compare with llama.cpp, which this compiles (minutes)
+	$(BIN)/python -m pytest tests/test_exports.py
 
 check: $(VENV)/.installed-check  ## Format, lint, types and layers (tests: make test)
 	$(BIN)/ruff format --check .
@@ -66,6 +69,10 @@ $(VENV)/.installed-check: $(VENV)/.installed-test
 # torch is taken without its GPU libraries where the index has such a build; see constraints.txt for the version.
 $(VENV)/.installed-reference: $(VENV)/.installed-test
 	$(PIP) -e '.[test,reference]'
+	@touch $@
+
+$(VENV)/.installed-llama: $(VENV)/.installed-test
+	$(PIP) -e '.[test,llama]'
 	@touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed-reference

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gpt2.checkpoints.names import expected_shapes
@@ -19,12 +21,20 @@ def random_tensors(config: GPT2Config, seed: int = 0, scale: float = 0.3) -> Arr
     }
 
 
-def logits(config: GPT2Config, tensors: Arrays, ids: np.ndarray) -> np.ndarray:
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def logits(
+    config: GPT2Config, tensors: Arrays, ids: np.ndarray, gelu: Callable[[np.ndarray], np.ndarray] = gelu
+) -> np.ndarray:
     """Logits (T, V) in float64 of one row of ids (T,)."""
-    return activations(config, tensors, ids)["logits"]
+    return activations(config, tensors, ids, gelu)["logits"]
 
 
-def activations(config: GPT2Config, tensors: Arrays, ids: np.ndarray) -> Arrays:
+def activations(
+    config: GPT2Config, tensors: Arrays, ids: np.ndarray, gelu: Callable[[np.ndarray], np.ndarray] = gelu
+) -> Arrays:
     """What is computed on the way to the logits of one row of ids, under TransformerLens' names, without a batch."""
     w = {name: array.astype(np.float64) for name, array in tensors.items()}
     T = len(ids)
@@ -48,7 +58,7 @@ def activations(config: GPT2Config, tensors: Arrays, ids: np.ndarray) -> Arrays:
         x = block["hook_resid_mid"] = x + block["hook_attn_out"]
         block["ln2.hook_normalized"] = norm(x, p["ln_2/g"], p["ln_2/b"])
         h = block["mlp.hook_pre"] = block["ln2.hook_normalized"] @ p["mlp/c_fc/w"] + p["mlp/c_fc/b"]
-        h = block["mlp.hook_post"] = h / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
+        h = block["mlp.hook_post"] = gelu(h)
         block["hook_mlp_out"] = h @ p["mlp/c_proj/w"] + p["mlp/c_proj/b"]
         x = block["hook_resid_post"] = x + block["hook_mlp_out"]
         seen |= {f"blocks.{n}.{name}": value for name, value in block.items()}

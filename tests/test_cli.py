@@ -209,7 +209,7 @@ def test_ctrl_c_is_clean(tiny: str) -> None:
 def test_convert_and_models(tiny: str, tmp_path: Path) -> None:
     home = str(tmp_path / "store")
     os.environ["GPT2_HOME"] = home
-    assert "huggingface" in out("convert", tiny, str(tmp_path / "hf"), "--to", "huggingface")
+    assert "huggingface" in out("convert", tiny, str(tmp_path / "hf"), "--to", "huggingface", "--no-check")
     assert json.loads(out("models", "show", str(tmp_path / "hf"), "--json"))["format"] == "huggingface"
     assert "mine" in out("models", "add", str(tmp_path / "hf"), "--name", "mine")
     rows = json.loads(out("models", "list", "--json"))

@@ -109,15 +109,17 @@ def test_commands(folder: Path, tmp_path: Path) -> None:
 
 def test_build_as_a_folder(folder: Path, tmp_path: Path) -> None:
     built = str(tmp_path / "built")
-    assert "litert, int8," in out("convert", str(folder), built, "--to", "litert", "--precision", "int8")
+    assert "litert format, int8," in out(
+        "convert", str(folder), built, "--to", "litert", "--precision", "int8", "--no-check"
+    )
     wanted = out("generate", "the", "-m", str(folder), "--precision", "int8", "--seed", "1", "-n", "9")
     assert out("generate", "the", "-m", built, "--seed", "1", "-n", "9") == wanted
     done = gpt2("generate", "the", "-m", str(folder), "--seed", "1", "-n", "3", "-v", "--precision", "int8")
     assert b"engine: litert, int8" in done.stderr
     assert "1 builds removed" in out("models", "clean")
     for arguments, message in (
-        (("convert", str(folder), built, "--to", "native", "--precision", "int8"), "only litert has others"),
-        (("convert", str(folder), built, "--to", "litert", "--dtype", "float16"), "it has --precision"),
+        (("convert", str(folder), built, "--to", "native", "--precision", "int8"), "float32 or float16 for the native"),
+        (("convert", str(folder), built, "--to", "litert", "--dtype", "float16"), "float32 or int8 or int4 for the"),
         (("generate", "the", "-m", str(folder), "--engine", "keras", "--precision", "int8"), "float32 with the keras"),
         (("generate", "-i", "--receipt", "x"), "none in a conversation"),
     ):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2 import checkpoints, store
+from gpt2 import checkpoints, exports, store
 from gpt2.checkpoints.names import checked_values
 from gpt2.codec import Codec, codec_for, fitting_default
 from gpt2.config import GPT2Config, TrainingConfig, shape_of
@@ -130,23 +130,44 @@ def new_model(config: GPT2Config | str, *, seed: int = 0, codec: Codec | None = 
     return Model(GPT2(config), codec or fitting_default(config.n_vocab), name=name)
 
 
-def save_model(model: Model, path: str | os.PathLike[str], format: str = "native", *, dtype: str = "float32") -> Path:
-    """Save a model as a folder, atomically: killed at any moment it leaves the old one or the new one.
+def save_model(
+    model: Model,
+    path: str | os.PathLike[str],
+    format: str = "native",
+    *,
+    dtype: str = "float32",
+    check: bool | None = None,
+) -> Path:
+    """Save a model, atomically: killed at any moment it leaves the old one or the new one.
 
     Args:
         model: what to save.
-        path: the folder; a model that is already there is replaced, anything else is refused.
-        format: `native`, `huggingface` or `openai`.
-        dtype: `float32`, or `float16` for half the size (native and huggingface).
+        path: the folder, or for gguf a file whose name ends in `.gguf`; a model of the same kind that is already there
+            is replaced, anything else is refused.
+        format: `native`, `huggingface` or `openai`, which can be loaded again; or to be run elsewhere `savedmodel`,
+            `gguf`, `onnx` or `litert` (see `gpt2.exports`).
+        dtype: how the matrices are stored: `float32`, or what else `gpt2.exports.PRECISIONS` has for the format, such
+            as `float16` (native, huggingface, gguf, onnx), `int8` (onnx, litert) or `q8_0` (gguf).
+        check: compare what the format's own runtime computes before anything is replaced, which takes some seconds.
+            None does so for the formats to be run elsewhere, where their runtime is installed; True demands it.
 
     Returns:
-        The folder.
+        The folder or file.
 
     Raises:
-        CheckpointError: it cannot be written; what was there before is untouched.
+        ConfigError: no such format or dtype, or a library is not installed.
+        CheckpointError: it cannot be written, or what was written computes something else; what was there before is
+            untouched.
     """
     target = Path(path)
-    checkpoints.write(target, model.config, model.network.arrays(), format=format, codec=model.codec, dtype=dtype)
+    dtype = exports.check_options(format, dtype)
+    if format in checkpoints.FORMATS and not check:
+        checkpoints.write(target, model.config, model.network.arrays(), format=format, codec=model.codec, dtype=dtype)
+    else:
+        source = exports.Source(
+            model.config, model.codec, model.network.arrays, lambda: model.engine, network=model.network
+        )
+        exports.export(target, source, format, dtype, check=check)
     return target
 
 

@@ -253,11 +253,11 @@ class SaveRequest:
     model: str
     """A name that `train_via_api` gave, a name in the store, or a folder."""
     path: str
-    """The folder to write; a model that is already there is replaced."""
+    """The folder to write (for gguf a file, NAME.gguf); a model that is already there is replaced."""
     format: str = "native"
-    """`native`, `huggingface` or `openai`."""
+    """`native`, `huggingface` or `openai`; or, but not in the store, `savedmodel`, `gguf`, `onnx` or `litert`."""
     dtype: str = "float32"
-    """`float32`, or `float16` for half the size (not in the openai format)."""
+    """How matrices are stored: `float32`, or for some formats `float16`, `int8`, `int4`, `q8_0` or `q4_0`."""
 
 
 @dataclass(frozen=True)
@@ -450,10 +450,11 @@ def job_events(job_id: str, after: int = 0) -> list[JobEvent]:
 
 
 def save_model_via_api(request: SaveRequest) -> SaveResponse:
-    """Save a model as a folder, atomically.
+    """Save a model, atomically; what is for other programs is checked by theirs, where that is installed.
 
     Raises:
         ModelNameError: there is no such model.
+        ConfigError: no such format or dtype, or a library is not installed.
         CheckpointError: it cannot be written; what was there before is untouched.
     """
     from gpt2.gpt import save_model

@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def write(
     format: str = "native",
     codec: Codec | None = None,
     dtype: str = "float32",
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model as a folder, atomically.
 
@@ -144,6 +145,7 @@ def write(
         format: one of `FORMATS`.
         codec: the vocabulary to write beside the weights, or None.
         dtype: `float32` or `float16`.
+        check: called with the new folder before it takes its place, which an error from it prevents.
 
     Raises:
         TensorMismatchError: a tensor is missing, too many, misshapen or not finite.
@@ -156,7 +158,9 @@ def write(
     module = _module(format)
     finite = checked_values(tensors, source=f"writing {path}")
     with atomic_folder(Path(path), replaceable=_is_model) as folder:
-        module.write(folder, config, _in_order(config, finite), codec, dtype)
+        module.write(folder, config, in_order(config, finite), codec, dtype)
+        if check is not None:
+            check(folder)
 
 
 def _module(name: str) -> Any:
@@ -192,7 +196,7 @@ def _is_model(folder: Path) -> bool:
     )
 
 
-def _in_order(config: GPT2Config, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+def in_order(config: GPT2Config, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors in the order of the release, and an error for what is missing or too many.
 
     Those that come early wait in memory; from a reader of ours, or from a network, hardly any do.

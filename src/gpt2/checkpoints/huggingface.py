@@ -27,10 +27,12 @@ from gpt2.errors import CheckpointFormatError, TensorMismatchError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
-FILES = (
-    *("config.json", WEIGHTS, INDEX, "generation_config.json", "vocab.json", "merges.txt"),
+SIDE_FILES = (
+    *("config.json", "generation_config.json", "vocab.json", "merges.txt"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+"""What stands beside the weights, whatever format these are in."""
+FILES = (WEIGHTS, INDEX, *SIDE_FILES)
 
 _REFUSED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "rust_model.ot")
 _CONFIG_KEYS = {
@@ -115,21 +117,37 @@ def write(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Fill an empty folder; weights beyond `max_shard_bytes` are cut into shards between tensors."""
+    write_side_files(folder, config, codec, dtype)
+    shapes = {f"transformer.{hf_name(name)}": shape for name, shape in expected_shapes(config).items()}
+    named = ((f"transformer.{hf_name(name)}", array) for name, array in tensors)
+    _write_shards(folder, named, shapes, dtype, max_shard_bytes)
+
+
+def write_side_files(folder: Path, config: GPT2Config, codec: Codec | None, dtype: str) -> None:
+    """Write what tools of Hugging Face look for beside weights: the configs, and the tokenizer in its two forms.
+
+    Args:
+        folder: where.
+        config: the shape.
+        codec: the vocabulary, or None.
+        dtype: how the numbers are stored, for those who keep them so.
+    """
     _write_json(folder / "config.json", _hf_config(config, codec, dtype))
     end = None if codec is None else codec.end_of_text
     _write_json(
         folder / "generation_config.json", {"bos_token_id": end, "eos_token_id": end, "_from_model_config": True}
     )
-    if codec is not None:
-        for name, data in codec.files("huggingface").items():
-            (folder / name).write_bytes(data)
-        special = next(iter(codec.special_tokens), None)
-        tokens = {"bos_token": special, "eos_token": special, "unk_token": special} if special else {}
-        settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.n_ctx, "add_prefix_space": False}
-        _write_json(folder / "tokenizer_config.json", {**settings, **tokens})
-    shapes = {f"transformer.{hf_name(name)}": shape for name, shape in expected_shapes(config).items()}
-    named = ((f"transformer.{hf_name(name)}", array) for name, array in tensors)
-    _write_shards(folder, named, shapes, dtype, max_shard_bytes)
+    if codec is None:
+        return
+    files = codec.files("huggingface")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    special = next(iter(codec.special_tokens), None)
+    tokens = {"bos_token": special, "eos_token": special, "unk_token": special} if special else {}
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.n_ctx, "add_prefix_space": False}
+    _write_json(folder / "tokenizer_config.json", {**settings, **tokens})
+    _write_json(folder / "special_tokens_map.json", tokens)
+    _write_json(folder / "tokenizer.json", _fast_tokenizer(codec, files))
 
 
 def read_config(path: Path) -> GPT2Config:
@@ -220,6 +238,30 @@ def _hf_config(config: GPT2Config, codec: Codec | None, dtype: str) -> dict[str,
         },
         **{"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "initializer_range": 0.02},
         **{"bos_token_id": end, "eos_token_id": end, "tie_word_embeddings": True, "use_cache": True},
+    }
+
+
+def _fast_tokenizer(codec: Codec, files: dict[str, bytes]) -> dict[str, Any]:
+    """The `tokenizer.json` that Hugging Face's `tokenizers` reads: the same vocabulary once more.
+
+    Args:
+        codec: the vocabulary.
+        files: its `vocab.json` and `merges.txt`.
+    """
+    ids: dict[str, int] = json.loads(files["vocab.json"])
+    merges = files["merges.txt"].decode("utf-8").split("\n")[1:]  # without the line of the version
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    return {
+        **{"version": "1.0", "truncation": None, "padding": None},
+        "added_tokens": [{"id": id, "content": token, **flags} for token, id in codec.special_tokens.items()],
+        **{"normalizer": None, "pre_tokenizer": byte_level, "post_processor": byte_level, "decoder": byte_level},
+        "model": {
+            **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False, "byte_fallback": False},
+            **{"continuing_subword_prefix": "", "end_of_word_suffix": ""},
+            "vocab": {token: id for token, id in ids.items() if token not in codec.special_tokens},
+            "merges": [merge for merge in merges if merge],
+        },
     }
 
 

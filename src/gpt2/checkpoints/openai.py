@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,8 @@ FILES = (
     *(f"{PREFIX}.{end}" for end in ("index", "meta", "data-00000-of-00001")),
 )
 _CONVOLUTIONS = ("attn/c_attn/w", "attn/c_proj/w", "mlp/c_fc/w", "mlp/c_proj/w")
+MAX_SHARD_BYTES = 1_000_000_000
+"""Of a data file that is written; the 124M model has one, as it was released."""
 PROBE_SECONDS = 1800.0
 PROBE_BYTES = 2 * 1024**3
 """What the child may allocate besides the size of the checkpoint itself."""
@@ -65,8 +68,18 @@ def open_checkpoint(folder: Path, *, quick: bool = False) -> Contents:
     return Contents(config, "float32", lambda: _stream(prefix, names, expected_shapes(config)))
 
 
-def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | None, dtype: str) -> None:
-    """Fill an empty folder. TensorFlow wants all tensors at once, so this needs them in memory.
+def write(
+    folder: Path,
+    config: GPT2Config,
+    tensors: Tensors,
+    codec: Codec | None,
+    dtype: str,
+    *,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Fill an empty folder; weights beyond `max_shard_bytes` are cut into data files that TensorFlow reads as one.
+
+    TensorFlow wants all tensors of a file at once, so those of one file are in memory together.
 
     Raises:
         OSError: the disk is full or has failed.
@@ -75,14 +88,27 @@ def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | Non
         raise CheckpointFormatError(f"dtype: expected float32, which this format always has, got {dtype}")
     import tensorflow as tf
 
-    names, values = [], []
-    for name, array in tensors:
-        names.append(f"model/{name}")
-        values.append(tf.constant(array[None] if name.endswith(_CONVOLUTIONS) else array))
-    try:
+    parts: list[str] = []
+
+    def save(held: dict[str, Any]) -> None:
+        parts.append(str(folder / f"{PREFIX}.part-{len(parts)}"))
+        names = [f"model/{name}" for name in held]
         tf.raw_ops.SaveV2(
-            prefix=str(folder / PREFIX), tensor_names=names, shape_and_slices=[""] * len(names), tensors=values
+            prefix=parts[-1], tensor_names=names, shape_and_slices=[""] * len(names), tensors=list(held.values())
         )
+
+    held: dict[str, Any] = {}
+    filled = 0
+    try:
+        for name, array in tensors:
+            if held and filled + array.nbytes > max_shard_bytes:
+                save(held)
+                held, filled = {}, 0
+            held[name] = tf.constant(array[None] if name.endswith(_CONVOLUTIONS) else array)
+            filled += array.nbytes
+        save(held)
+        # It gives the data files their names, and makes one index of all; no number is copied.
+        tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=str(folder / PREFIX))
     except tf.errors.OpError as error:  # a full disk, for one
         raise OSError(_in_one_line(error.message)) from None
     state = f'model_checkpoint_path: "{PREFIX}"\nall_model_checkpoint_paths: "{PREFIX}"\n'

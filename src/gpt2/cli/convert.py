@@ -1,46 +1,55 @@
-"""`gpt2 convert`: a model from one format to another, tensor by tensor."""
+"""`gpt2 convert`: a model from one format to another, tensor by tensor, checked by those it is for."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gpt2.cli.status import Status
-from gpt2.errors import ConfigError
 
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A name in the store, or a folder in any format.")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write.")],
-    to: Annotated[str, typer.Option("--to", help="native, huggingface, openai or litert.")],
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="float32 or float16 (native and huggingface alone).")
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; for gguf a file NAME.gguf.")],
+    to: Annotated[str, typer.Option("--to", help="native, huggingface, openai, savedmodel, gguf, onnx or litert.")],
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            "--dtype",
+            help="float32; float16 (native, huggingface, gguf, onnx); int8 (onnx, litert); int4 (litert); q8_0 or q4_0 "
+            "(gguf).",
+        ),
     ] = "float32",
-    precision: Annotated[str, typer.Option("--precision", help="For litert: float32, int8 or int4.")] = "float32",
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="Compare with what the format's own runtime computes, before DST is replaced. By default where the "
+            "runtime is installed.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Write a model in another format, or for litert what the fast engine runs.
+    """Write a model in another format, and have the programs that it is for compute with it.
 
-    Numbers are not changed (float32 to float32 is bit for bit). Example: gpt2 convert 124M my-model --to huggingface
+    Example: gpt2 convert 124M my-model.gguf --to gguf --precision q8_0
     """
-    from gpt2 import checkpoints, store
-    from gpt2.codec import codec_for
+    from gpt2 import exports, store
 
-    path = store.resolve(source)
-    config, tensors = checkpoints.read(path)
-    codec = codec_for(path, config.n_vocab)
-    if precision != "float32" and to != "litert":
-        raise ConfigError(f"precision: expected float32 for the {to} format, got {precision!r}; only litert has others")
-    if to == "litert":
-        from gpt2.engines import litert_build
-
-        if dtype != "float32":
-            raise ConfigError(f"dtype: expected none for litert, got {dtype!r}; it has --precision")
-        status = Status(f"building, {precision}")
-        litert_build.build(target, config, tensors, precision, codec=codec, progress=status.progress)
-        status.clear()
-        to = f"litert, {precision},"
-    else:
-        checkpoints.write(target, config, tensors, format=to, codec=codec, dtype=dtype)
-    typer.echo(f"{target}: {config.num_parameters:,} parameters in the {to} format")
+    precision = exports.check_options(to, precision)
+    status = Status(f"building, {precision}")
+    with status.waiting(f"writing {to}..."):
+        report = exports.export(
+            target, exports.from_folder(store.resolve(source)), to, precision, check=check, progress=status.progress
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_dict()))
+        return
+    typer.echo(
+        f"{target}: {report.num_parameters:,} parameters in the {to} format, {precision}, {report.bytes:,} bytes"
+    )
+    typer.echo(f"checked by {report.parity}" if report.parity else f"not checked: {report.not_checked}")

@@ -57,6 +57,7 @@ def build(
     codec: Codec | None = None,
     source: Any = None,
     progress: Callable[[int, int], None] | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the folder, atomically; one tensor after another is in memory.
 
@@ -68,6 +69,7 @@ def build(
         codec: the vocabulary, or None.
         source: anything that JSON can hold, kept as it is: what it was made from.
         progress: told how many of how many parameters are done.
+        check: called with the new folder before it takes its place, which an error from it prevents.
 
     Raises:
         ConfigError: no such precision.
@@ -117,6 +119,8 @@ def build(
         if codec is not None:
             for name, data in codec.files("openai").items():
                 (new / name).write_bytes(data)
+        if check is not None:
+            check(new)
 
 
 def is_built(folder: Path) -> bool:
