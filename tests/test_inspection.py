@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import oracle
+from gpt2.checkpoints.names import expected_shapes
 from gpt2.config import GPT2Config
 from gpt2.errors import ConfigError, PromptError
-from gpt2.gpt import Model, save_model
+from gpt2.gpt import Model, new_model, save_model
 from gpt2.inspection import (
     Activations,
     ablate_heads,
@@ -232,6 +233,73 @@ def test_a_mixed_network_can_be_looked_into() -> None:
     assert {seen[name].dtype for name in seen} == {np.dtype(np.float32)}
 
 
+# Induction heads
+
+
+def wired() -> Model:
+    """Two layers wired by hand to repeat what they have seen: the one head of each that does something is head 0.
+
+    Channels: the token (20), the position (20), and room for the token before (20), each one-hot. The norms undo
+    themselves, as mean and variance of such vectors are always the same. Head 0.0 looks at the position before its own
+    and copies the token there to the room; head 1.0 looks for its own token in that room, so at what came after it, and
+    copies the token there to the token's channels, which the head reads.
+    """
+    n, sharp = 20, 400.0
+    config = GPT2Config(n_vocab=n, n_ctx=n, n_embd=3 * n, n_head=2, n_layer=2)
+    one = np.eye(n, dtype=np.float32)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes(config).items()}
+    tensors["wte"][:, :n] = tensors["wpe"][:, n : 2 * n] = one
+    for name, ones in (("h0/ln_1", 2), ("h1/ln_1", 3)):
+        mean = ones / (3 * n)
+        tensors[f"{name}/g"][:] = np.sqrt(mean - mean**2 + 1e-5)
+        tensors[f"{name}/b"][:] = mean
+    tensors["ln_f/g"][:] = 3.0  # so that what is repeated is certain
+    token, position, room = slice(0, n), slice(n, 2 * n), slice(2 * n, 3 * n)
+    for layer, query, key, to, moved in ((0, position, position, room, 1), (1, token, room, token, 0)):
+        attn = tensors[f"h{layer}/attn/c_attn/w"]
+        attn[query, :n] = sharp * np.roll(one, -moved, axis=1)
+        attn[key, 3 * n : 4 * n] = one
+        attn[token, 6 * n : 7 * n] = one
+        tensors[f"h{layer}/attn/c_proj/w"][:n, to] = one * (5.0 if layer else 1.0)
+    return model_with(tensors, config)
+
+
+def test_an_induction_head_that_was_wired_by_hand_is_found() -> None:
+    model = wired()
+    found = find_induction(model, length=10, rows=4, trials=6)
+    assert found.found == ((1, 0),)
+    # The first token has none before it and copies itself, so of ten looks one is shared between it and the second.
+    assert found.scores[1, 0] == pytest.approx(0.95, abs=1e-3)
+    assert sorted(found.scores.ravel())[-2] < 0.3
+    assert found.best.heads == ((1, 0),)
+    assert found.first_loss > 3
+    assert found.second_loss < 0.6, "nearly all of it where the look is shared"
+    assert found.gain > 3
+    assert found.shuffled_gain < 0, "what is repeated is wrong then"
+    assert found.best.second_loss > 5
+    drawn = {one.heads: one for one in found.random}
+    assert set(drawn) <= {((0, 0),), ((0, 1),), ((1, 1),)}
+    for idle in (((0, 1),), ((1, 1),)):
+        if idle in drawn:
+            assert drawn[idle].second_loss == pytest.approx(found.second_loss, abs=1e-5)
+    if ((0, 0),) in drawn:
+        assert drawn[((0, 0),)].second_loss > 5, "since it copies what the other looks for"
+
+
+def test_repeated_tokens(model: Model) -> None:
+    ids = repeated_tokens(model, length=12, rows=3, seed=5)
+    np.testing.assert_array_equal(ids[:, :12], ids[:, 12:])
+    assert {len(set(row)) for row in ids.tolist()} == {12}
+    np.testing.assert_array_equal(ids, repeated_tokens(model, length=12, rows=3, seed=5))
+    assert (ids != repeated_tokens(model, length=12, rows=3, seed=6)).any()
+    assert set(repeated_tokens(model, length=2, rows=9, among=[7, 9, 7]).ravel()) == {7, 9}
+    own = new_model(GPT2Config(n_ctx=16, n_embd=2, n_head=1, n_layer=1))
+    ids = repeated_tokens(own, length=7)
+    assert ids.shape == (8, 15)
+    assert (ids[:, 0] == 50256).all()
+    assert (ids[:, 1:] != 50256).all()
+
+
 # Refusals
 
 
@@ -273,7 +341,12 @@ def test_bad_hooks_are_refused(model: Model, hooks: object, message: str) -> Non
         (lambda m, c: logit_lens(m, IDS[0], top=0), "top: expected 1 to 61, got 0"),
         (lambda m, c: lens_logits(m, np.ones((1, 2, 3))), r"residual: expected .*\(B, T, 24\), got \[1, 2, 3\]"),
         (lambda m, c: repeated_tokens(m, length=13), "length: expected 2 to 12 tokens for this model, got 13"),
-        (lambda m, c: find_induction(m, length=5, rows=0), "rows: expected at least 1, got 0"),
+        (
+            lambda m, c: repeated_tokens(m, length=3, among=[5, 6]),
+            "length: expected 2 to 2 tokens for this model, got 3",
+        ),
+        (lambda m, c: repeated_tokens(m, among=[61]), "among: expected 0 to 60, got 61"),
+        (lambda m, c: find_induction(m, length=5, rows=1), "rows: expected at least 2, got 1"),
     ],
 )
 def test_bad_arguments_are_refused(

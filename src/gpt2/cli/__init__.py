@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2.cli import codec, convert, doctor, download, generate, models, plan, prepare, replay, serve, train
+from gpt2.cli import codec, convert, doctor, download, generate, inspect, models, plan, prepare, replay, serve, train
 from gpt2.errors import ConfigError, GPT2Error, PromptError
 
 # The parser's errors, which typer has in one place or another, by what it shows of them.
@@ -42,6 +42,7 @@ app.add_typer(models.models_app, name="models")
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
+app.command("inspect")(inspect.inspect)
 app.command("serve")(serve.serve)
 app.add_typer(serve.keys_app, name="keys")
 app.command("doctor")(doctor.doctor)

@@ -3,13 +3,15 @@
 They are looked for on random tokens that come twice, after `<|endoftext|>`: the only way to do better on the second
 time is to look the first one up. A head's score is its mean attention from a token of the second time to the token
 after the same one of the first time. Whether heads of high score matter is shown by silencing them and, for
-comparison, as many others drawn by chance.
+comparison, as many others drawn by chance; whether there is anything of the kind in the model, by the loss of the
+second time, beside what it is after other tokens, and after the same ones in another order.
 
 Source: Olsson et al., "In-context Learning and Induction Heads" (2022).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +50,10 @@ class Induction:
     """Mean loss of the tokens the first time, in nats; the first of them is left out."""
     second_loss: float
     """The second time, when they could be known."""
+    gain: float
+    """By how much it is lower than if another sequence's tokens had come before, in nats a token."""
+    shuffled_gain: float
+    """The same where the second time has them in another order: what it helps to have seen the tokens alone."""
     found: tuple[tuple[int, int], ...]
     """Layer and head of all with a score of at least `FOUND_FROM`, the highest first."""
     best: Ablation
@@ -60,29 +66,50 @@ class Induction:
     """Sequences that all of this is the mean of."""
 
 
-def repeated_tokens(model: Model, *, length: int = 50, rows: int = 8, seed: int = 0) -> np.ndarray:
+def repeated_tokens(
+    model: Model, *, length: int = 50, rows: int = 8, seed: int = 0, among: Iterable[int] | None = None
+) -> np.ndarray:
     """Random tokens that come twice: ids (rows, 1 + 2 * length), first `<|endoftext|>` (left out if there is none).
 
     No token comes more than once in a half, and special ones not at all.
 
+    Args:
+        model: for its vocabulary and context.
+        length: tokens in a half.
+        rows: sequences.
+        seed: of the tokens.
+        among: the tokens are drawn from these; None for all.
+
     Raises:
-        ConfigError: longer than the context allows, or than there are tokens.
+        ConfigError: longer than the context allows, or than there are tokens, or tokens that are not there.
     """
     special = set(model.codec.special_tokens.values()) if model.codec else set()
     start = None if model.codec is None else model.codec.end_of_text
-    pool = np.array([token for token in range(model.config.n_vocab) if token not in special])
+    V = model.config.n_vocab
+    pool = np.array(sorted(set(range(V) if among is None else map(int, among)) - special), int)
+    outside = pool[(pool < 0) | (pool >= V)]
+    if len(outside):
+        raise ConfigError(f"among: expected 0 to {V - 1}, got {outside[0]}")
     most = min((model.config.n_ctx - (start is not None)) // 2, len(pool))
     if not 2 <= length <= most:
         raise ConfigError(f"length: expected 2 to {most} tokens for this model, got {length}")
-    if rows < 1:
-        raise ConfigError(f"rows: expected at least 1, got {rows}")
+    if rows < 2:
+        raise ConfigError(f"rows: expected at least 2, got {rows}")
     rng = np.random.default_rng(seed)
     half = np.stack([rng.choice(pool, length, replace=False) for _ in range(rows)])  # (rows, length)
     first = np.full((rows, 0 if start is None else 1), 0 if start is None else start)
     return np.concatenate([first, half, half], axis=1)
 
 
-def find_induction(model: Model, *, length: int = 50, rows: int = 8, seed: int = 0, trials: int = 10) -> Induction:
+def find_induction(
+    model: Model,
+    *,
+    length: int = 50,
+    rows: int = 8,
+    seed: int = 0,
+    among: Iterable[int] | None = None,
+    trials: int = 10,
+) -> Induction:
     """Look for induction heads, and measure what silencing them does.
 
     Args:
@@ -90,12 +117,13 @@ def find_induction(model: Model, *, length: int = 50, rows: int = 8, seed: int =
         length: tokens that come twice.
         rows: sequences.
         seed: of the tokens and of the heads drawn by chance.
+        among: the tokens are drawn from these; None for all but special ones.
         trials: how often as many other heads are drawn.
 
     Raises:
         ConfigError: see `repeated_tokens`.
     """
-    ids = repeated_tokens(model, length=length, rows=rows, seed=seed)
+    ids = repeated_tokens(model, length=length, rows=rows, seed=seed, among=among)
     start = ids.shape[1] - 2 * length
     _, seen = run_with_cache(model, ids, names="blocks.*.attn.hook_pattern")
     patterns = seen.layers("attn.hook_pattern")  # (L, B, H, T, T)
@@ -112,11 +140,19 @@ def find_induction(model: Model, *, length: int = 50, rows: int = 8, seed: int =
         picked = rng.choice(len(others), min(len(chosen), len(others)), replace=False)
         drawn.append(tuple(sorted(others[n] for n in picked)))
     whole = _ablated(model, ids, (), length)
+    half = ids[:, start + length :]
+    other, shuffled = np.roll(half, 1, axis=0), rng.permuted(half, axis=1)
+
+    def loss(first: np.ndarray, second: np.ndarray) -> float:
+        return _ablated(model, np.concatenate([ids[:, :start], first, second], axis=1), (), length).second_loss
+
     return Induction(
         scores=scores,
         chance=float((1 / (looking + 1)).mean()),
         first_loss=whole.first_loss,
         second_loss=whole.second_loss,
+        gain=loss(other, half) - whole.second_loss,
+        shuffled_gain=loss(other, shuffled) - loss(half, shuffled),
         found=found,
         best=_ablated(model, ids, chosen, length),
         random=tuple(_ablated(model, ids, heads, length) for heads in drawn),

@@ -1,0 +1,303 @@
+"""`gpt2 inspect`: look into the network, in the terminal, as a page, as a picture or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gpt2.atomic import atomic_file
+from gpt2.cli.codec import read_stdin
+from gpt2.cli.status import Status
+from gpt2.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gpt2.gpt import Model
+    from gpt2.inspection import Induction, Inspection
+
+VIEWS = ("loss", "lens", "attention", "induction")
+FORMATS = (".html", ".svg", ".png", ".json")
+
+
+def inspect(
+    text: Annotated[
+        str | None, typer.Argument(help="The text; `-` or a pipe reads it from standard input.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A name in the store or a folder. [default: the bundled model]")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A page to open in a browser (.html), a picture (.svg, .png), or .json."),
+    ] = None,
+    what: Annotated[
+        str,
+        typer.Option(help="In the terminal or a picture: loss, lens, attention, or induction, which takes no text."),
+    ] = "loss",
+    layer: Annotated[int | None, typer.Option(help="Attention: of this layer's --head; else of all.")] = None,
+    head: Annotated[int | None, typer.Option(help="Attention: of this head.")] = None,
+    token: Annotated[
+        int, typer.Option(help="Lens in the terminal: after which token; negative numbers count from the end.")
+    ] = -1,
+    ablate: Annotated[
+        list[str] | None, typer.Option(help="Silence a head first, LAYER.HEAD; may be given several times.")
+    ] = None,
+    start: Annotated[
+        bool, typer.Option("--start", help="Put <|endoftext|> before the text, as before documents in training.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Induction: of the random tokens and heads.")] = 0,
+    length: Annotated[int, typer.Option(help="Induction: how many tokens come twice.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")] = False,
+) -> None:
+    """Show the loss of each token, what each layer expects next, and where the heads look.
+
+    The page shows all of that at once; layers, heads and tokens count from 0.
+
+    Examples: gpt2 inspect "Once upon a time there was a king" -o king.html; gpt2 inspect "The king" --what lens; gpt2
+    inspect --what induction
+    """
+    ending = None if output is None else output.suffix.lower()
+    if what not in VIEWS:
+        raise ConfigError(f"--what: expected one of {', '.join(VIEWS)}, got {what!r}")
+    if ending is not None and ending not in FORMATS:
+        raise ConfigError(f"--output: expected a name that ends in one of {', '.join(FORMATS)}, got {str(output)!r}")
+    if (layer is None) != (head is None):
+        raise ConfigError("--layer, --head: expected both or neither")
+    if what == "induction":
+        if text is not None or ending == ".html":
+            raise ConfigError("--what induction: expected no text and no page, since it makes its own tokens")
+        _show_induction(model, ending, output, as_json, length, seed)
+        return
+    heads = [_head(given) for given in ablate or ()]
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        text = read_stdin("text").removesuffix("\n")
+    if not text:
+        raise PromptError("text: expected some to look at, got none")
+    from gpt2.inspection import ablate_heads
+    from gpt2.inspection import inspect as look
+
+    loaded = _load(model)
+    ids = loaded.prompt_tokens(text)[0]
+    if start:
+        ids = [*loaded.prompt_tokens(None)[0], *ids]
+    seen = look(loaded, ids, ablate_heads(heads))
+    where = None if layer is None or head is None else (layer, head)
+    if as_json or ending == ".json":
+        _write(output, json.dumps(_record(seen), ensure_ascii=False) + "\n")
+    elif output is None:
+        _print(seen, what, where, token)
+    elif ending == ".html":
+        from gpt2.inspection.page import attention_html
+
+        _write(output, attention_html(seen))
+    else:
+        from gpt2.inspection import pictures
+
+        if what == "attention":
+            figure = pictures.heads_figure(seen) if where is None else pictures.head_figure(seen, *where)
+        else:
+            figure = {"loss": pictures.loss_figure, "lens": pictures.lens_figure}[what](seen)
+        _write(output, pictures.as_bytes(figure, output.suffix[1:].lower()))
+
+
+def _show_induction(
+    model: str | None, ending: str | None, output: Path | None, as_json: bool, length: int, seed: int
+) -> None:
+    from gpt2.inspection import find_induction
+
+    loaded = _load(model)
+    with Status("").waiting("silencing heads, some at a time"):
+        found = find_induction(loaded, length=length, seed=seed)
+    if as_json or ending == ".json":
+        _write(output, json.dumps({"model": loaded.name, **_induction_record(found)}) + "\n")
+    elif output is not None:
+        from gpt2.inspection import pictures
+
+        _write(output, pictures.as_bytes(pictures.induction_figure(found), output.suffix[1:].lower()))
+    else:
+        _print_induction(found)
+
+
+def _load(model: str | None) -> Model:
+    with Status("").waiting("loading TensorFlow and the model"):
+        from gpt2.gpt import load_model
+
+        return load_model(model)
+
+
+def _head(given: str) -> tuple[int, int]:
+    layer, dot, head = given.partition(".")
+    if not (dot and layer.isdecimal() and head.isdecimal()):
+        raise ConfigError(f"--ablate: expected LAYER.HEAD such as 5.1, got {given!r}")
+    return int(layer), int(head)
+
+
+def _write(output: Path | None, content: str | bytes) -> None:
+    """To a file, or without one to stdout, in UTF-8 whatever the terminal's locale is."""
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    if output is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    with atomic_file(output) as new:
+        new.write_bytes(data)
+    sys.stderr.write(f"wrote {output}\n")
+
+
+def _record(seen: Inspection) -> dict[str, Any]:
+    """An inspection for programs; lists by layer, head and token."""
+    return {
+        "model": seen.model,
+        "tokens": [
+            {"id": int(token), "text": text, "loss": None if math.isnan(loss) else float(loss)}
+            for token, text, loss in zip(seen.ids, seen.texts, seen.losses, strict=True)
+        ],
+        "mean_loss": None if math.isnan(seen.mean_loss) else seen.mean_loss,
+        "lens": [
+            {
+                "stage": stage,
+                "top": [
+                    [{"id": int(token), "text": seen.vocabulary(int(token)), "p": float(p)} for token, p in pairs]
+                    for pairs in (
+                        zip(tokens, shares, strict=True)
+                        for tokens, shares in zip(found.top, found.top_probabilities, strict=True)
+                    )
+                ],
+                "rank_of_next": [None if rank < 0 else int(rank) for rank in found.ranks],
+                "entropy": [float(entropy) for entropy in found.entropies],
+            }
+            for stage, found in zip(seen.lens.stages, seen.lens.predictions, strict=True)
+        ],
+        "attention": seen.patterns.tolist(),
+    }
+
+
+def _induction_record(found: Induction) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(found), "scores": found.scores.tolist()}
+
+
+def _print(seen: Inspection, what: str, where: tuple[int, int] | None, token: int) -> None:
+    if what == "loss":
+        _print_losses(seen)
+    elif what == "lens":
+        _print_lens(seen, token)
+    elif where is None:
+        _print_heads(seen.patterns)
+    else:
+        _print_head(seen, *where)
+
+
+def _print_losses(seen: Inspection) -> None:
+    last = seen.lens.predictions[-1]
+    table = _table("n", "token", "loss", "p", "rank", "expected instead")
+    for t, (text, loss) in enumerate(zip(seen.texts, seen.losses, strict=True)):
+        if t == 0 or math.isnan(loss):
+            table.add_row("0", _word(text))
+            continue
+        rank, best = int(last.ranks[t - 1]), seen.vocabulary(int(last.top[t - 1, 0]))
+        share = f"{_word(best)} {last.top_probabilities[t - 1, 0]:.3f}" if rank else ""
+        table.add_row(str(t), _word(text), f"{loss:.3f}", f"{math.exp(-loss):.4f}", str(rank + 1), share)
+    _show(table)
+    if len(seen.ids) > 1:
+        typer.echo(f"mean loss {seen.mean_loss:.4f} nats a token, perplexity {math.exp(seen.mean_loss):.2f}")
+
+
+def _print_lens(seen: Inspection, token: int) -> None:
+    T = len(seen.ids)
+    if not -T <= token < T:
+        raise ConfigError(f"--token: expected {-T} to {T - 1}, got {token}")
+    table = _table("after", *(str(n + 1) for n in range(seen.lens.predictions[0].top.shape[1])))
+    for stage, found in zip(seen.lens.stages, seen.lens.predictions, strict=True):
+        pairs = zip(found.top[token], found.top_probabilities[token], strict=True)
+        table.add_row(stage, *(f"{_word(seen.vocabulary(int(best)))} {share:.3f}" for best, share in pairs))
+    typer.echo(f"after token {token % T}, {_word(seen.texts[token])}:")
+    _show(table)
+
+
+def _print_heads(patterns: np.ndarray) -> None:
+    """What each head does on average: looks at the first token, the one before, itself; how far away."""
+    import numpy as np
+
+    T = patterns.shape[-1]
+    table = _table("layer", "head", "first", "before", "itself", "mean distance")
+    distance = np.subtract.outer(np.arange(T), np.arange(T))
+    for layer, heads in enumerate(patterns):
+        for head, pattern in enumerate(heads):
+            before = pattern.diagonal(-1).mean() if T > 1 else 0.0
+            numbers = (pattern[:, 0].mean(), before, pattern.diagonal().mean())
+            far = (pattern * distance).sum(axis=1).mean()
+            table.add_row(str(layer), str(head), *(f"{number:.2f}" for number in numbers), f"{far:.1f}")
+    typer.echo("mean attention to the first token, to the one before, to itself")
+    _show(table)
+
+
+def _print_head(seen: Inspection, layer: int, head: int) -> None:
+    L, H = seen.patterns.shape[:2]
+    if not (0 <= layer < L and 0 <= head < H):
+        raise ConfigError(f"--layer, --head: expected 0 to {L - 1} and 0 to {H - 1}, got {layer} and {head}")
+    table = _table("n", "token", "looks at")
+    for t, row in enumerate(seen.patterns[layer, head]):
+        best = sorted(range(t + 1), key=lambda other: -row[other])[:3]
+        table.add_row(str(t), _word(seen.texts[t]), "  ".join(f"{n}:{_word(seen.texts[n])} {row[n]:.2f}" for n in best))
+    _show(table)
+
+
+def _print_induction(found: Induction) -> None:
+    import numpy as np
+
+    L, H = found.scores.shape
+    table = _table("layer", *(f"head {head}" for head in range(H)))
+    for layer in range(L):
+        table.add_row(str(layer), *(f"{score:.3f}" for score in found.scores[layer]))
+    typer.echo(f"{found.rows} sequences of {found.length} random tokens that come twice. Induction scores:")
+    _show(table)
+    names = ", ".join(f"{layer}.{head}" for layer, head in found.best.heads)
+    if found.found:
+        typer.echo(f"induction heads, LAYER.HEAD: {names}")
+    else:
+        typer.echo(
+            f"no induction heads: the best scores are those of {names}; looking everywhere alike gives", nl=False
+        )
+        typer.echo(f" {found.chance:.3f}")
+    typer.echo(
+        f"having seen the tokens is worth {found.gain:.3f} nats each, in another order {found.shuffled_gain:.3f}"
+    )
+    losses = _table("mean loss (nats)", "first time", "second time")
+    losses.add_row("whole model", f"{found.first_loss:.3f}", f"{found.second_loss:.3f}")
+    losses.add_row(f"without {names}", f"{found.best.first_loss:.3f}", f"{found.best.second_loss:.3f}")
+    if found.random:
+        columns = np.array([(one.first_loss, one.second_loss) for one in found.random])
+        for name, row in (
+            ("mean", columns.mean(axis=0)),
+            ("least", columns.min(axis=0)),
+            ("most", columns.max(axis=0)),
+        ):
+            losses.add_row(
+                f"without {len(found.best.heads)} others: {name} of {len(columns)} draws", *(f"{n:.3f}" for n in row)
+            )
+    _show(losses)
+
+
+def _word(text: str) -> str:
+    """A token for the terminal: in quotes, nothing in it that a terminal would obey."""
+    return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
+
+
+def _table(*heads: str) -> Any:
+    from rich.table import Table
+
+    return Table(*heads, box=None, pad_edge=False)
+
+
+def _show(table: Any) -> None:
+    from rich.console import Console
+
+    Console(soft_wrap=True, markup=False, highlight=False, emoji=False).print(table)

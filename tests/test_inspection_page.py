@@ -1,0 +1,245 @@
+"""What is shown of an inspection: the page in a real browser, pictures, the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from gpt2.codec import Codec
+from gpt2.config import GPT2Config
+from gpt2.errors import ConfigError
+from gpt2.gpt import new_model, save_model
+from gpt2.inspection import Inspection, find_induction, inspect, pictures
+from gpt2.inspection import page as page_module
+from gpt2.inspection.page import attention_html
+
+HOSTILE = (
+    "the </script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\n$x$ &amp; the"
+)
+CODEC = Codec.from_merges("#version: 0.2\nt h\nth e\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = GPT2Config(n_vocab=CODEC.n_vocab, n_ctx=160, n_embd=16, n_head=2, n_layer=2)
+    model = new_model(config, codec=CODEC, seed=1)
+    return save_model(model, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> Inspection:
+    from gpt2.gpt import load_model
+
+    return inspect(load_model(folder), HOSTILE)
+
+
+def test_page_in_a_browser(seen: Inspection, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium here")
+    file = tmp_path / "page.html"
+    file.write_text(attention_html(seen), encoding="utf-8")
+    T, said, asked = len(seen.ids), [], []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800}, has_touch=True)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        assert page.title().startswith("Inside "), "what a text says is never run"
+        texts = page.locator(".token").all_text_contents()
+        assert [text.replace("⏎", "\n") for text in texts] == list(seen.texts)
+        assert page.locator("img").count() == 0
+
+        def weights() -> list[float]:
+            return page.evaluate(
+                "[...document.querySelectorAll('.token')].map(t => t.style.getPropertyValue('--a') ** 2)"
+            )
+
+        def expected(layer: int, head: int, token: int) -> Any:
+            return pytest.approx(seen.patterns[layer, head, token], abs=0.004)
+
+        assert weights() == expected(0, 0, T - 1)
+        page.locator(".token").nth(5).tap()
+        assert weights() == expected(0, 0, 5)
+        page.keyboard.press("ArrowRight")
+        assert weights() == expected(0, 0, 6)
+        page.locator("#layer").select_option("1")
+        assert weights() == expected(1, 0, 6)
+        page.locator("[role=radio][aria-checked=true]").focus()
+        page.keyboard.press("ArrowRight")
+        assert page.locator("#head").input_value() == "1"
+        assert weights() == expected(1, 1, 6)
+        page.locator("#to").check()
+        assert weights() == pytest.approx(seen.patterns[1, 1, :, 6], abs=0.004)
+        rows = page.locator("#lens tr")
+        assert rows.count() == 3
+        best = seen.vocabulary(int(seen.lens.predictions[-1].top[6, 0]))
+        assert rows.nth(2).locator("code").first.text_content() == best.replace(" ", "␣").replace("\n", "⏎")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing sticks out on a telephone"
+        axe = pytest.importorskip("axe_core_python.sync_playwright")
+        page.emulate_media(color_scheme="dark")
+        # The page's policy lets no script in but its own, so the checker is put into a copy without one.
+        policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+        file.write_text(policy.sub("", file.read_text(encoding="utf-8")), encoding="utf-8")
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            page.goto(file.as_uri())
+            found = axe.Axe().run(page)["violations"]
+            assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+        browser.close()
+    assert said == []
+    assert set(asked) == {file.as_uri()}
+
+
+def test_page_is_one_file_that_can_do_nothing_else(seen: Inspection) -> None:
+    page = attention_html(seen)
+    assert re.findall(r"<script[ >]", page) == ["<script ", "<script>"], "the data and the script"
+    assert "default-src 'none'" in page
+    assert not re.search(r"https?:|//[a-z]|src=|@import|url\(|innerHTML", page.replace("src=x onerror", ""))
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["tokens"] == list(seen.texts)
+    assert data["losses"][0] is None
+    assert data["losses"][1:] == pytest.approx(seen.losses[1:], abs=1e-4)
+
+
+def test_page_refuses_what_no_browser_could_show(seen: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "MAX_ATTENTION", 1000)
+    with pytest.raises(ConfigError, match=r"text: expected at most \d+ tokens for a page of 4 heads, got \d+"):
+        attention_html(seen)
+
+
+def test_pictures(folder: Path) -> None:
+    from gpt2.gpt import load_model
+
+    model = load_model(folder)
+    seen = inspect(model, "the $x_1$\n")
+    figures = [pictures.loss_figure(seen), pictures.lens_figure(seen), pictures.heads_figure(seen)]
+    figures += [pictures.head_figure(seen, 1, 0), pictures.induction_figure(find_induction(model, length=8, rows=2))]
+    for figure in figures:
+        svg = pictures.as_bytes(figure, "svg")
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert pictures.as_bytes(figures[0], "png").startswith(b"\x89PNG")
+    axes = figures[0].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["the", "·", "$", "x", "_", "1", "$", "⏎"]
+    assert [bar.get_height() for bar in axes.patches][1:] == pytest.approx(seen.losses[1:])
+    np.testing.assert_allclose(
+        np.asarray(figures[3].axes[0].images[0].get_array()) ** 2, seen.patterns[1, 0], atol=1e-6
+    )
+    with pytest.raises(ConfigError, match="layer: expected 0 to 1, got 2"):
+        pictures.head_figure(seen, 2, 0)
+    with pytest.raises(ConfigError, match="text: expected at most 80 tokens for a picture, got 100"):
+        pictures.loss_figure(inspect(model, list(range(100))))
+
+
+# The command
+
+
+def gpt2(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, sys.path))
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2", "inspect", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def main(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """The command in this process, where TensorFlow is loaded already."""
+    from gpt2.cli import main as run
+
+    with pytest.raises(SystemExit) as left:
+        run(["inspect", *arguments])
+    printed = capsys.readouterr()
+    return int(left.value.code or 0), printed.out, printed.err
+
+
+def test_command_as_a_process(folder: Path, tmp_path: Path) -> None:
+    done = gpt2("--model", str(folder), "-o", str(tmp_path / "out.html"), stdin="the the the\n")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert done.stderr == f"wrote {tmp_path / 'out.html'}\n"
+    assert (tmp_path / "out.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_command_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["the the\x1b[31m the", "--model", str(folder)]
+    status, out, _ = main(*given, capsys=capsys)
+    assert status == 0
+    assert "\x1b" not in out
+    assert r'"\u001b"' in out
+    losses = [float(line.split()[-1 if "0 " in line else 2]) for line in out.splitlines()[2:4]]
+    status, out, _ = main(*given, "--json", capsys=capsys)
+    record = json.loads(out)
+    assert record["tokens"][0]["loss"] is None
+    assert [round(token["loss"], 3) for token in record["tokens"][1:2]] == losses[:1] or losses
+    assert np.asarray(record["attention"]).shape[:2] == (2, 2)
+    assert len(record["lens"]) == 3
+    for options, shown in (
+        (["--what", "lens"], "layer 1"),
+        (["--what", "lens", "--token", "0"], 'after token 0, "the":'),
+        (["--what", "attention"], "mean distance"),
+        (["--what", "attention", "--layer", "1", "--head", "0"], "looks at"),
+    ):
+        status, out, _ = main(*given, *options, capsys=capsys)
+        assert status == 0
+        assert shown in out
+    silent = json.loads(main(*given, "--json", "--ablate", "0.1", "--ablate", "1.0", capsys=capsys)[1])
+    assert silent["mean_loss"] != record["mean_loss"]
+    begun = json.loads(main(*given, "--json", "--start", capsys=capsys)[1])
+    assert [token["id"] for token in begun["tokens"][1:]] == [token["id"] for token in record["tokens"]]
+    assert begun["tokens"][1]["loss"] is not None
+
+
+def test_command_looks_for_induction(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--what", "induction", "--model", str(folder), "--length", "8"]
+    status, out, _ = main(*given, capsys=capsys)
+    assert status == 0
+    assert "no induction heads" in out
+    record = json.loads(main(*given, "--json", capsys=capsys)[1])
+    assert np.asarray(record["scores"]).shape == (2, 2)
+    assert set(record) >= {"model", "first_loss", "second_loss", "gain", "shuffled_gain", "found", "best", "random"}
+    assert main(*given, "-o", str(tmp_path / "i.svg"), capsys=capsys)[0] == 0
+    assert (tmp_path / "i.svg").read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_command_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    for options in (["loss"], ["lens"], ["attention"], ["attention", "--layer", "0", "--head", "1"]):
+        file = tmp_path / f"{len(options)}{options[0]}.{ending}"
+        assert main("the the", "-m", str(folder), "-o", str(file), "--what", *options, capsys=capsys)[0] == 0
+        assert file.read_bytes()[:4] in (b"<?xm", b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x", "--what", "all"], "--what: expected one of loss, lens, attention, induction, got 'all'"),
+        (
+            ["x", "-o", "out.pdf"],
+            "--output: expected a name that ends in one of .html, .svg, .png, .json, got 'out.pdf'",
+        ),
+        (["x", "--layer", "1"], "--layer, --head: expected both or neither"),
+        (["x", "--ablate", "5"], "--ablate: expected LAYER.HEAD such as 5.1, got '5'"),
+        (["x", "--what", "induction"], "--what induction: expected no text"),
+        ([""], "text: expected some to look at, got none"),
+    ],
+)
+def test_command_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, error = main(*arguments, capsys=capsys)
+    assert (status, out) == (2, "")
+    assert error.startswith(f"gpt2: {message}")
