@@ -9,6 +9,7 @@ import { Playground } from "./write.js";
 const models = new Map();
 const playground = new Playground(models);
 const tuning = new Tuning(readModels, async (model) => {
+  if (!models.has(model)) await addCheckpoint(model);
   await playground.use(model);
   open("write");
   playground.begin();
@@ -25,7 +26,14 @@ ask.forKey = () => {
   });
 };
 
-/** The models that can be asked, with checkpoints of a training that goes on, into all lists. */
+/** A checkpoint of a training, which no list of models has. */
+async function addCheckpoint(name) {
+  const { max_model_len } = await call("/tokenize", { body: { prompt: "", model: name } });
+  models.set(name, { name, n_ctx: max_model_len });
+  $("model").append(make("option", { value: name }, `${name} (a checkpoint)`));
+}
+
+/** The models that can be asked, into all lists. */
 async function readModels() {
   const found = (await call("/v2/models")).models.filter(({ format }) => format !== "broken");
   models.clear();
@@ -36,6 +44,7 @@ async function readModels() {
       make("option", { value: name }, `${name} (${(num_parameters / 1e6).toFixed(0)} M, sees ${n_ctx} tokens)`));
     list.replaceChildren(...options);
     if (models.has(chosen)) list.value = chosen;
+    else if (chosen && list.id === "model") watching(() => playground.use(list.value))();
   }
 }
 

@@ -40,6 +40,12 @@ export class Settings {
     return values;
   }
 
+  /** As `values`, but without a seed where none was set. */
+  get kept() {
+    const { values } = this;
+    return this.inputs.get("seed").value.trim() ? values : { ...values, seed: null };
+  }
+
   /** Show values that were kept; whatever is not one is left out. */
   set values(given) {
     for (const [name, , least, most] of NUMBERS) {
@@ -50,7 +56,7 @@ export class Settings {
       const texts = given.stop.filter((text) => typeof text === "string").map((text) => text.replace(/\n/g, "\\n"));
       this.inputs.get("stop").value = texts.join("\n");
     }
-    if (Number.isInteger(given?.seed)) this.inputs.get("seed").value = given.seed;
+    this.inputs.get("seed").value = Number.isInteger(given?.seed) ? given.seed : "";
   }
 
   #show(name, value) {

@@ -32,7 +32,7 @@ export class Tuning {
     for (const wish of ["pause", "resume", "cancel"]) {
       $(`job-${wish}`).addEventListener("click", trying(async () => this.#state(await call(this.#path(wish), { method: "POST" }))));
     }
-    $("job-use").addEventListener("click", trying(() => this.use(this.job.name)));
+    $("job-use").addEventListener("click", trying(() => this.use(this.#newest)));
     $("compare").addEventListener("submit", (event) => {
       event.preventDefault();
       trying(() => this.#compare())();
@@ -51,6 +51,11 @@ export class Tuning {
     $("no-jobs").hidden = rows.length > 0;
     const open = jobs.find(({ status }) => !ENDED.includes(status));
     if (open && !this.job) watching(() => this.#follow(open))();
+  }
+
+  /** What can be asked of the job: its result, or its newest checkpoint. */
+  get #newest() {
+    return this.job.status === "succeeded" ? this.job.name : this.job.checkpoints?.at(-1);
   }
 
   #path(what) {
@@ -155,10 +160,9 @@ export class Tuning {
 
   #state(job) {
     this.job = { ...this.job, ...job };
-    const { status, step, steps, error, checkpoints } = this.job;
+    const { status, step, steps, error } = this.job;
     const said = [SAYS[status], steps ? `step ${step} of ${steps}` : "", error ?? ""].filter(Boolean).join(": ");
-    const ask = status === "running" && checkpoints?.length ? `; it can be asked already, as ${checkpoints.at(-1)}` : "";
-    if ($("job-state").textContent !== said + ask) $("job-state").textContent = said + ask;
+    if ($("job-state").textContent !== said) $("job-state").textContent = said;
     $("job-progress").max = steps ?? 1;
     $("job-progress").value = step ?? 0;
     const ended = ENDED.includes(status);
@@ -167,7 +171,8 @@ export class Tuning {
     $("job-resume").hidden = status !== "paused";
     $("job-cancel").hidden = ended;
     const done = status === "succeeded";
-    $("job-use").hidden = !done;
+    $("job-use").hidden = !this.#newest;
+    $("job-use").textContent = done ? "Write with it" : `Write with it as it is (${this.#newest})`;
     if (done && $("compare").hidden) {
       $("compare").hidden = false;
       const prompt = $("sample-prompt").value;

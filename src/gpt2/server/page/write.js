@@ -19,6 +19,7 @@ export class Playground {
     this.tree = new Tree();
     this.id = newId();
     this.busy = null; // what stops the writing that goes on
+    this.running = null; // its promise
     this.editor = new Editor($("editor"), $("text"), $("backdrop"), $("tokens"), {
       edit: () => this.#edited(),
       select: (n) => this.#select(n),
@@ -29,7 +30,7 @@ export class Playground {
     $("stop").addEventListener("click", () => this.busy?.abort());
     $("previous").addEventListener("click", () => this.#step(-1));
     $("next").addEventListener("click", () => this.#step(1));
-    $("new").addEventListener("click", () => this.begin());
+    $("new").addEventListener("click", trying(() => this.begin()));
     $("text").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
         event.preventDefault();
@@ -47,7 +48,7 @@ export class Playground {
 
   /** Write with another model. What is no token of it, or was measured by the last one, is forgotten. */
   async use(model) {
-    this.busy?.abort();
+    await this.#halt();
     const vocabulary = await vocabularyOf(model, call);
     const before = this.vocabulary;
     const { text } = this.editor;
@@ -56,7 +57,7 @@ export class Playground {
     $("model").value = model;
     const same = (id) => before?.name(id) === vocabulary.name(id);
     if (before && !allTokens(this.tree.root).every(({ id }) => same(id))) {
-      this.begin(await this.#tokenize(text));
+      await this.begin(await this.#tokenize(text));
       return;
     }
     for (const token of allTokens(this.tree.root)) delete token.logprob;
@@ -64,8 +65,8 @@ export class Playground {
   }
 
   /** A new text. */
-  begin(tokens = []) {
-    this.busy?.abort();
+  async begin(tokens = []) {
+    await this.#halt();
     this.tree = new Tree();
     this.id = newId();
     if (tokens.length) this.tree.at(tokens);
@@ -149,7 +150,7 @@ export class Playground {
 
   /** Put another token in the place of the nth, and write on from there. */
   async branch(n, id, logprob) {
-    this.busy?.abort();
+    await this.#halt();
     const before = this.editor.tokens.slice(0, n);
     const node = this.tree.at([...before, { id, by: "pick", logprob }]);
     this.show();
@@ -164,7 +165,7 @@ export class Playground {
     if (tokens) {
       opened.at(Tree.from({ tokens: [], children: tokens.length ? [{ tokens }] : [] }, this.vocabulary).tokens);
     }
-    this.busy?.abort();
+    await this.#halt();
     this.tree = opened;
     this.id = id;
     this.settings.values = settings;
@@ -229,14 +230,23 @@ export class Playground {
     }
   }
 
+  /** Stop what is being written, and wait until it has stopped. */
+  async #halt() {
+    this.busy?.abort();
+    await this.running;
+  }
+
   async #busy(work) {
+    if (this.busy) return;
     this.busy = new AbortController();
     const { signal } = this.busy;
     this.editor.locked = true;
     for (const id of ["go", "again", "read"]) $(id).disabled = true;
     $("stop").hidden = false;
+    const running = work(signal);
+    this.running = running.then(() => {}, () => {});
     try {
-      await work(signal);
+      await running;
     } catch (error) {
       $("status").textContent = error.name === "AbortError" ? "stopped" : "";
       if (error.name !== "AbortError") throw error;
@@ -340,8 +350,8 @@ export class Playground {
 
   // Branches
 
-  #go(node) {
-    this.busy?.abort();
+  async #go(node) {
+    await this.#halt();
     this.tree.show(node.leaf);
     this.show();
   }
@@ -423,13 +433,13 @@ export class Playground {
     if (!this.tree.root.children.length) return;
     const text = this.vocabulary.texts(this.tree.tokens.map(({ id }) => id)).join("");
     const { model, settings } = this;
-    keeping.keep({ id: this.id, when: Date.now(), title: shortened(text, 80), model, settings: settings.values, tree: this.tree.value });
+    keeping.keep({ id: this.id, when: Date.now(), title: shortened(text, 80), model, settings: settings.kept, tree: this.tree.value });
   }
 
   #listenToKeeping() {
     $("share").addEventListener("click", trying(async () => {
       const tokens = await this.#collect();
-      const link = location.origin + location.pathname + keeping.toFragment(tokens, this.model, this.settings.values);
+      const link = location.origin + location.pathname + keeping.toFragment(tokens, this.model, this.settings.kept);
       $("link").value = link.length < 30_000 ? link : "This text is too long for a link. Save it as a file.";
       $("copy").disabled = link.length >= 30_000;
       $("copy").textContent = "Copy the link";
@@ -445,7 +455,7 @@ export class Playground {
       }
     });
     $("save").addEventListener("click", () => {
-      keeping.download("gpt2-text.json", keeping.toFile(this.tree, this.model, this.settings.values, this.editor.text));
+      keeping.download("gpt2-text.json", keeping.toFile(this.tree, this.model, this.settings.kept, this.editor.text));
     });
     $("open").addEventListener("change", trying(async (event) => {
       const [file] = event.target.files;
