@@ -16,6 +16,7 @@
     ├── TrainingError                     training data or a training run that cannot go on
     ├── JobError                          no such training job or uploaded file
     │   └── JobStateError                 a job that cannot do this in its state
+    ├── CompressionError                  a compressed file that is broken, or that this model cannot expand
     ├── CacheFullError                    more rows at once than the engine's cache holds
     ├── QueueFullError                    more requests wait than a scheduler takes
     ├── CancelledError                    a request that was given up, or whose scheduler was closed
@@ -90,6 +91,10 @@ class IntegrityError(DownloadError):
 
 class TrainingError(GPT2Error):
     """Training data that cannot be used, or a training run that cannot go on."""
+
+
+class CompressionError(GPT2Error):
+    """A compressed file is broken, foreign, or made with another model, engine or version than is here."""
 
 
 class GenerationError(GPT2Error):

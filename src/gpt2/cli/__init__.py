@@ -15,7 +15,21 @@ from typing import Annotated, Any
 
 import typer
 
-from gpt2.cli import codec, convert, doctor, download, generate, inspect, models, plan, prepare, replay, serve, train
+from gpt2.cli import (
+    codec,
+    compress,
+    convert,
+    doctor,
+    download,
+    generate,
+    inspect,
+    models,
+    plan,
+    prepare,
+    replay,
+    serve,
+    train,
+)
 from gpt2.errors import ConfigError, GPT2Error, PromptError
 
 # The parser's errors, which typer has in one place or another, by what it shows of them.
@@ -36,6 +50,8 @@ app.command("generate")(generate.generate)
 app.command("replay")(replay.replay)
 app.command("encode")(codec.encode)
 app.command("decode")(codec.decode)
+app.command("compress")(compress.compress)
+app.command("decompress")(compress.decompress)
 app.command("convert")(convert.convert)
 app.command("download")(download.download)
 app.add_typer(models.models_app, name="models")

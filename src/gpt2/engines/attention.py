@@ -15,7 +15,6 @@ import contextlib
 import math
 import mmap
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -24,6 +23,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from gpt2.compiled import compiled
 from gpt2.config import GPT2Config
 
 BLOCK = 32
@@ -45,16 +45,7 @@ _PARTS = 16  # partial sums of a sum of many numbers
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "nogil": True}
 
 
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit`, with the machine code kept on disk wherever a folder can be written."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, **_OPTIONS, **options)(function)
-        except RuntimeError:  # no place for it: it is compiled in every process
-            return numba.njit(**_OPTIONS, **options)(function)
-
-    return decorate
+_compiled = compiled(**_OPTIONS)
 
 
 @intrinsic
@@ -128,7 +119,7 @@ def _exp(x: Any) -> Any:
     return (p * r * r + r + _F(1.0)) * _from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
-@_compiled()
+@_compiled
 def _score(query: Any, keys: Any, at: int, scores: Any) -> None:
     """scores (BLOCK,) of a query (D,) for the keys of a block, which begin at keys[at]."""
     for p in range(BLOCK):
@@ -144,7 +135,7 @@ def _score(query: Any, keys: Any, at: int, scores: Any) -> None:
             scores[p] += (q0 * k0 + q1 * k1) + (q2 * k2 + q3 * k3)
 
 
-@_compiled()
+@_compiled
 def _score_four(queries: Any, keys: Any, at: int, scores: Any) -> None:
     """As `_score` for four queries (4, D), which share the reading of the keys: scores (4 * BLOCK,)."""
     a, b, c, e = queries[0], queries[1], queries[2], queries[3]
@@ -165,7 +156,7 @@ def _score_four(queries: Any, keys: Any, at: int, scores: Any) -> None:
             scores[3 * BLOCK + p] += (e0 * k0 + e1 * k1) + (e2 * k2 + e3 * k3)
 
 
-@_compiled()
+@_compiled
 def _softmax(scores: Any, n: int) -> Any:
     """exp(scores - max) of the first n, zero for the rest, in place; and the factor that makes their sum 1."""
     peak = scores[0]
@@ -185,7 +176,7 @@ def _softmax(scores: Any, n: int) -> Any:
     return _F(1) / total
 
 
-@_compiled()
+@_compiled
 def _gather(w: Any, values: Any, at: int, n: int, out: Any) -> None:
     """Add to out (LANES,) the values of a block, from values[at], by the weights (BLOCK,) of its first n positions."""
     for p in range(0, n, 4):
@@ -199,7 +190,7 @@ def _gather(w: Any, values: Any, at: int, n: int, out: Any) -> None:
             out[d] += (w0 * v0 + w1 * v1) + (w2 * v2 + w3 * v3)
 
 
-@_compiled()
+@_compiled
 def _gather_four(w: Any, values: Any, at: int, n: int, out: Any) -> None:
     """As `_gather` for four queries: weights (4 * BLOCK,), out (4 * LANES,)."""
     a, b, c, e = w[:BLOCK], w[BLOCK : 2 * BLOCK], w[2 * BLOCK : 3 * BLOCK], w[3 * BLOCK :]
@@ -218,7 +209,7 @@ def _gather_four(w: Any, values: Any, at: int, n: int, out: Any) -> None:
             out[3 * LANES + d] += (e0 * v0 + e1 * v1) + (e2 * v2 + e3 * v3)
 
 
-@_compiled()
+@_compiled
 def _attend(
     qkv: Any, keys: Any, values: Any, table: Any, begin: int, end: int, first: int, past: int, count: int, out: Any
 ) -> None:
@@ -282,7 +273,7 @@ def _attend(
                 out[first + i, (begin + h) * D + d] = y[at] * factors[h * count + i]
 
 
-@_compiled()
+@_compiled
 def _remember(qkv: Any, keys: Any, values: Any, table: Any, h: int, first: int, past: int, count: int) -> None:
     """Put head h of the keys and values of `count` tokens, those in rows first... of qkv, into the cache."""
     H = keys.shape[1]
@@ -295,7 +286,7 @@ def _remember(qkv: Any, keys: Any, values: Any, table: Any, h: int, first: int, 
             values[block, h, d // LANES, p, d % LANES] = _store(qkv[first + i, (2 * H + h) * D + d], like)
 
 
-@_compiled()
+@_compiled
 def _attend_heads(qkv: Any, keys: Any, values: Any, tables: Any, tiles: Any, begin: int, end: int, out: Any) -> None:
     """Heads begin...end of everything; see `Attention`."""
     for n in range(len(tiles)):
