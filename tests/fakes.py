@@ -36,6 +36,7 @@ class FakeEngine:
     name = "fake"
     precision = "float32"
     exact = False
+    max_rows = 16
     weights_sha256 = "fake"
 
     def __init__(
@@ -60,3 +61,14 @@ class FakeEngine:
             values = np.array(logits, np.float32).reshape(-1, self.config.n_vocab)
             out.append(values if all_positions else values[-1:])
         return out
+
+    def scan(
+        self,
+        cache: FakeCache,
+        ids: Sequence[Sequence[int]],
+        wanted: Sequence[np.ndarray],
+        take: Callable[[np.ndarray, np.ndarray, np.ndarray], None],
+    ) -> None:
+        for row, (logits, places) in enumerate(zip(self.feed(cache, ids, all_positions=True), wanted, strict=True)):
+            if len(places):
+                take(np.full(len(places), row), np.asarray(places), logits[places])

@@ -75,6 +75,23 @@ def test_idle_rows_are_left_alone(engine: KerasEngine) -> None:
     np.testing.assert_allclose(after[0], engine.logits(np.array([[*first, 2]]))[0, -1], atol=1e-5)
 
 
+def test_scan_shows_what_feed_gives(engine: KerasEngine) -> None:
+    first, second, third = rows(8, 40, 6, 9)
+    cache = engine.new_cache(3)
+    engine.feed(cache, [first[:20], second, []])
+    shown: dict[tuple[int, int], np.ndarray] = {}
+
+    def take(row: np.ndarray, number: np.ndarray, logits: np.ndarray) -> None:
+        shown.update({(int(r), int(n)): v.copy() for r, n, v in zip(row, number, logits, strict=True)})
+
+    engine.scan(cache, [first[20:], [], third], [np.array([0, 7, 19]), np.array([], int), np.array([], int)], take)
+    assert list(shown) == [(0, 0), (0, 7), (0, 19)]
+    assert cache.lengths.tolist() == [40, 6, 9]
+    whole = engine.logits(np.array([first]))[0]
+    for (_, number), values in shown.items():
+        np.testing.assert_allclose(values, whole[20 + number], atol=1e-5)
+
+
 def test_select_copies_rows(engine: KerasEngine) -> None:
     first, second = rows(5, 6, 8)
     cache = engine.new_cache(2)

@@ -193,7 +193,7 @@ def test_what_was_computed_once_is_taken_over(
     engine = engines["float32"]
     fed = []
     run = engine._run
-    monkeypatch.setattr(engine, "_run", lambda work, every: fed.append([len(t) for _, t in work]) or run(work, every))
+    monkeypatch.setattr(engine, "_run", lambda work: fed.append([len(part.tokens) for part in work]) or run(work))
     start = ids(6, 2 * BLOCK + 5).tolist()
     wanted = engine.feed(engine.new_cache(1), [[*start, 7]])[0]
     again = engine.feed(engine.new_cache(1), [[*start, 7]])[0]
@@ -202,6 +202,35 @@ def test_what_was_computed_once_is_taken_over(
     other = [start[0] ^ 1, *start[1:]]
     engine.feed(engine.new_cache(1), [other])
     assert fed[-1] == [len(other)]  # the same tokens behind another beginning are not the same
+
+
+@pytest.mark.parametrize("precision", list(PRECISIONS))
+def test_scan_shows_the_bits_that_feed_gives(engines: dict[str, LiteRTEngine], precision: str) -> None:
+    """Whatever is left out of the last layer and the head, and however rows, chunks and groups of positions fall."""
+    engine = LiteRTEngine(engines[precision].folder)
+    rows = [ids(n, length).tolist() for n, length in enumerate((90, 1, 70, 96, 33, 95, 96, 80, 90, 96, 90))]
+    rng = np.random.default_rng(3)
+    wanted = [
+        np.flatnonzero(rng.random(len(row)) < share) for row, share in zip(rows, [1, 1, 0, *[0.4] * 8], strict=True)
+    ]
+    shown: list[list[tuple[int, np.ndarray]]] = [[] for _ in rows]
+
+    def take(row: np.ndarray, number: np.ndarray, logits: np.ndarray) -> None:
+        assert len(row) == len(number) == len(logits) <= 64
+        for r, n, values in zip(row, number, logits, strict=True):
+            shown[r].append((n, values.copy()))
+
+    cache = engine.new_cache(len(rows))
+    engine.scan(cache, rows, wanted, take)
+    assert cache.lengths.tolist() == [len(row) for row in rows]
+    for row, places, found in zip(rows, wanted, shown, strict=True):
+        assert [n for n, _ in found] == places.tolist()
+        every = engine.feed(engine.new_cache(1), [row], all_positions=True)[0]
+        for n, values in found:
+            np.testing.assert_array_equal(values, every[n])
+    again: list[int] = []
+    engine.scan(engine.new_cache(1), [rows[3]], [np.array([80, 95])], lambda row, number, _: again.extend(number))
+    assert again == [80, 95]  # counted from the row's beginning, which was taken over and not computed again
 
 
 def test_a_block_that_is_written_anew_is_not_taken_for_what_it_was(engines: dict[str, LiteRTEngine]) -> None:

@@ -14,6 +14,7 @@
     ├── DownloadError                     the network or the server failed; trying again may help
     │   └── IntegrityError                what arrived is not what was asked for; trying again will not help
     ├── TrainingError                     training data or a training run that cannot go on
+    ├── EvaluationError                   a test set that cannot be read, or runs that cannot be compared
     ├── JobError                          no such training job or uploaded file
     │   └── JobStateError                 a job that cannot do this in its state
     ├── CompressionError                  a compressed file that is broken, or that this model cannot expand
@@ -91,6 +92,10 @@ class IntegrityError(DownloadError):
 
 class TrainingError(GPT2Error):
     """Training data that cannot be used, or a training run that cannot go on."""
+
+
+class EvaluationError(GPT2Error):
+    """A test set that cannot be read or scored, or evaluations that cannot be compared."""
 
 
 class CompressionError(GPT2Error):

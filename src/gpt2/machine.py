@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 import os
+import platform
+from importlib import metadata
+
+PACKAGES = ("gpt2", "numpy", "tensorflow", "keras", "ai-edge-litert", "numba")
+"""Whose versions can change a bit of a logit."""
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a bit of a logit, where it is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def cores() -> int:

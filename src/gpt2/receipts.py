@@ -9,17 +9,15 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from gpt2.config import GenerationConfig, SamplingConfig
 from gpt2.continuation import Completion
 from gpt2.errors import ConfigError
 from gpt2.language_model import LanguageModel
+from gpt2.machine import versions
 
 VERSION = 1
-PACKAGES = ("gpt2", "numpy", "tensorflow", "keras", "ai-edge-litert", "numba")
-"""Whose versions can change a bit of a logit."""
 
 
 def make(
@@ -59,17 +57,6 @@ def make(
             for done in completions
         ],
     }
-
-
-def versions() -> dict[str, str]:
-    """Of everything that can change a bit of a logit, where it is installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def replay(receipt: dict[str, Any], model: LanguageModel) -> list[str]:

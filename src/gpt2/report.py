@@ -342,7 +342,7 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     svg = svg.replace("url(#", f"url(#{name}-")
     view = re.search(r'viewBox="[^"]*"', svg)
     assert view is not None
-    opening = f'<svg {view[0]} role="img" aria-label="{_escape(description)}">'
+    opening = f'<svg {view[0]} role="img" aria-label="{escape(description)}">'
     svg = opening + svg[svg.index(">") + 1 :]
     for field, stand_in in zip(_Colours._fields, _STAND_INS, strict=True):
         svg = svg.replace(stand_in, f"var(--{field})")
@@ -411,7 +411,8 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
 
 
-def _escape(text: object) -> str:
+def escape(text: object) -> str:
+    """Text as HTML shows it."""
     return html.escape(str(text).translate(_VISIBLE))
 
 
@@ -422,7 +423,7 @@ def _page(
     curves: _Curves,
     samples: Mapping[str, Mapping[int, str]],
 ) -> str:
-    name = _escape(run.resolve().name or run)
+    name = escape(run.resolve().name or run)
     sections = (
         _header(name, facts, entries, curves),
         _charts(curves),
@@ -431,19 +432,28 @@ def _page(
         _checkpoint_section(run, curves),
         _settings(facts),
     )
+    return page(
+        f"{name}: training run",
+        "".join(sections),
+        "Written by gpt2 from the files of this run. The page needs no network and can be passed on as it is.",
+    )
+
+
+def page(title: str, body: str, footer: str) -> str:
+    """A page that opens from disk without network or script; all three are HTML already."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}: training run</title>
+<title>{title}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <main>
-{"".join(sections)}
-<footer>Written by gpt2 from the files of this run. The page needs no network and can be passed on as it is.</footer>
+{body}
+<footer>{footer}</footer>
 </main>
 </body>
 </html>
@@ -452,7 +462,7 @@ def _page(
 
 def _header(name: str, facts: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], curves: _Curves) -> str:
     cards = "".join(
-        f"<div><dt>{_escape(term)}</dt><dd><strong>{_escape(value)}</strong><small>{_escape(note)}</small></dd></div>\n"
+        f"<div><dt>{escape(term)}</dt><dd><strong>{escape(value)}</strong><small>{escape(note)}</small></dd></div>\n"
         for term, value, note in _cards(facts, entries, curves)
     )
     bad = [int(step) for step, loss in zip(curves.step, curves.loss, strict=True) if np.isnan(loss)]
@@ -547,13 +557,14 @@ def _evaluations(curves: _Curves) -> str:
     if not rows:
         return ""
     heads = ("step", "tokens", "training loss", "validation loss", "perplexity")
-    return f"<details><summary>The {len(rows):,} evaluations as a table</summary>\n{_table(heads, rows)}</details>\n"
+    return f"<details><summary>The {len(rows):,} evaluations as a table</summary>\n{table(heads, rows)}</details>\n"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col" class="number">{_escape(text)}</th>' for text in heads)
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain texts as HTML."""
+    head = "".join(f'<th scope="col" class="number">{escape(text)}</th>' for text in heads)
     body = "".join(
-        "<tr>" + "".join(f'<td class="number">{_escape(cell)}</td>' for cell in row) + "</tr>\n" for row in rows
+        "<tr>" + "".join(f'<td class="number">{escape(cell)}</td>' for cell in row) + "</tr>\n" for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
 
@@ -567,7 +578,7 @@ def _sample_section(samples: Mapping[str, Mapping[int, str]]) -> str:
         "names in it are chance.</p>\n",
     ]
     for prompt, texts in samples.items():
-        heading = f"Prompt: <q>{_escape(prompt)}</q>" if prompt else "Without a prompt"
+        heading = f"Prompt: <q>{escape(prompt)}</q>" if prompt else "Without a prompt"
         figures = [_sample(step, prompt, text) for step, text in texts.items()]
         between = figures[1:-1]
         if len(between) > 1:
@@ -578,9 +589,9 @@ def _sample_section(samples: Mapping[str, Mapping[int, str]]) -> str:
 
 
 def _sample(step: int, prompt: str, text: str) -> str:
-    shown = _escape(text)
+    shown = escape(text)
     if prompt and text.startswith(prompt):
-        shown = f'<span class="prompt">{_escape(prompt)}</span>{_escape(text[len(prompt) :])}'
+        shown = f'<span class="prompt">{escape(prompt)}</span>{escape(text[len(prompt) :])}'
     # HTML takes away a line break right after the opening of a `pre`: one more is for it to take.
     return f'<figure><figcaption>step {step:,}, synthetic</figcaption><pre dir="auto">\n{shown}</pre></figure>\n'
 
@@ -600,7 +611,7 @@ def _checkpoint_section(run: Path, curves: _Curves) -> str:
         best = " (best saved)" if measured and loss == min(measured) else ""
         command = f"gpt2 generate --model {shlex.quote(f'{run}@{step}')}"
         rows += f'<tr><td class="number">{step:,}</td><td>{_decimal(loss)}{best}</td>'
-        rows += f"<td><code>{_escape(command)}</code></td></tr>\n"
+        rows += f"<td><code>{escape(command)}</code></td></tr>\n"
     return (
         '<h2>Checkpoints</h2>\n<div class="scroll"><table><thead><tr><th scope="col" class="number">step</th>'
         '<th scope="col">validation loss</th><th scope="col">to write text with it</th></tr></thead>\n'
@@ -612,7 +623,7 @@ def _settings(facts: Mapping[str, Any]) -> str:
     tables = ""
     for key, caption in (("training", "Training"), ("model", "Model"), ("data", "Data"), ("versions", "Versions")):
         rows = "".join(
-            f'<tr><th scope="row">{_escape(name)}</th><td>{_escape(_plain(value))}</td></tr>\n'
+            f'<tr><th scope="row">{escape(name)}</th><td>{escape(_plain(value))}</td></tr>\n'
             for name, value in _mapping(facts, key).items()
         )
         if rows:

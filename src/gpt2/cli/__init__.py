@@ -21,6 +21,7 @@ from gpt2.cli import (
     convert,
     doctor,
     download,
+    eval,
     generate,
     inspect,
     models,
@@ -58,6 +59,7 @@ app.add_typer(models.models_app, name="models")
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("plan")(plan.plan)
+app.command("eval")(eval.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("serve")(serve.serve)
 app.add_typer(serve.keys_app, name="keys")

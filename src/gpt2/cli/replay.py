@@ -23,7 +23,7 @@ def replay(
 
     Exit status 0: token for token the same. 1: not the same.
     """
-    from gpt2 import receipts, store
+    from gpt2 import machine, receipts, store
     from gpt2.language_model import open_model
 
     try:
@@ -37,7 +37,7 @@ def replay(
     if show:
         for entry in told["completions"]:
             typer.echo(entry["text"])
-    now, then = receipts.versions(), dict(told.get("versions") or {})
+    now, then = machine.versions(), dict(told.get("versions") or {})
     changed = [
         f"{key} {then.get(key)} then, {now.get(key)} now"
         for key in sorted({*now, *then})

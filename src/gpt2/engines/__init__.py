@@ -7,13 +7,16 @@ wants the protocol does not import TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from gpt2.config import GPT2Config
 from gpt2.errors import ContextLengthError, PromptError
+
+Take = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+"""Told rows (N,), numbers of their new tokens (N,) and the logits (N, V) float32 behind these; see `Engine.scan`."""
 
 
 class Cache(Protocol):
@@ -41,6 +44,8 @@ class Engine(Protocol):
     """Of the weights: float32, int8 or int4."""
     exact: bool
     """Whether a row's logits are the same bits however its tokens are cut into calls, so that drafts change nothing."""
+    max_rows: int
+    """Of a cache; more take too much memory or gain nothing."""
     config: GPT2Config
 
     @property
@@ -63,6 +68,20 @@ class Engine(Protocol):
         Returns:
             For each row logits (N, V) float32: N is 1, or the number of the row's new tokens with `all_positions`, and
             0 for a row that was fed nothing.
+        """
+
+    def scan(self, cache: Cache, ids: Sequence[Sequence[int]], wanted: Sequence[np.ndarray], take: Take) -> None:
+        """Add tokens to rows of a cache and show the logits behind chosen ones of them, some at a time.
+
+        The same numbers as by `feed`, but never more than a few positions of them in memory, and the head is computed
+        for these positions alone.
+
+        Args:
+            cache: as for `feed`.
+            ids: as for `feed`.
+            wanted: for each row the numbers of its new tokens, increasing, behind which logits are wanted; may be none.
+            take: called until all have been shown, a row's in their order. What it is given is overwritten when it
+                returns, and it may not use the engine.
         """
 
     def logits(self, ids: np.ndarray) -> np.ndarray:

