@@ -101,7 +101,7 @@ def _prefetch(context: Any, array: Any, at: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def _exp(x: Any) -> Any:
+def exp(x: Any) -> Any:
     """exp of x <= 0, within 2 units in the last place; below -87 it is exp(-87), which is 0 beside 1.
 
     exp(x) = 2**n exp(r) with r in [-ln 2 / 2, ln 2 / 2], and a polynomial for exp(r) (Cephes, `expf`). It has no
@@ -163,7 +163,7 @@ def _softmax(scores: Any, n: int) -> Any:
     for p in range(1, n):
         peak = max(peak, scores[p])
     for p in range(n):
-        scores[p] = _exp(scores[p] - peak)
+        scores[p] = exp(scores[p] - peak)
     for p in range(n, scores.shape[0]):
         scores[p] = _F(0)
     sums = np.zeros(_PARTS, np.float32)

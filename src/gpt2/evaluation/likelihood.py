@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 
 from gpt2 import machine
-from gpt2.engines.attention import _compiled, _exp
+from gpt2.compiled import compiled
+from gpt2.engines.attention import exp
 
 _F = np.float32
 _LANES = 64  # partial sums, and a constant, so that vector registers are used
 _SHARED_FROM = 8  # positions from which on it pays to wake other threads
+_compiled = compiled(fastmath={"contract", "nsz"}, error_model="numpy", nogil=True)
 
 
-@_compiled()
+@_compiled
 def _largest(x: Any, penalty: Any) -> Any:
     """The first place of the largest of x + penalty (V,); with NaN anywhere, -1."""
     best, at, bad = _F(-np.inf), 0, 0
@@ -48,7 +50,7 @@ def _largest(x: Any, penalty: Any) -> Any:
     return at
 
 
-@_compiled()
+@_compiled
 def _total(x: Any, peak: Any) -> Any:
     """The sum of exp(x - peak)."""
     sums = np.zeros(_LANES, np.float32)
@@ -58,16 +60,16 @@ def _total(x: Any, peak: Any) -> Any:
         for first in range(begin, min(begin + 64 * _LANES, whole), _LANES):
             a = x[first : first + _LANES]
             for lane in range(_LANES):
-                sums[lane] += _exp(a[lane] - peak)
+                sums[lane] += exp(a[lane] - peak)
         for lane in range(_LANES):
             total += sums[lane]
             sums[lane] = _F(0)
     for n in range(whole, len(x)):
-        total += _exp(x[n] - peak)
+        total += exp(x[n] - peak)
     return total
 
 
-@_compiled()
+@_compiled
 def _read(logits: Any, targets: Any, zeros: Any, penalty: Any, filtered: bool, out: Any, best: Any, kept: Any) -> None:
     """Fill out, best and kept, one number a row of logits."""
     for row in range(len(logits)):
