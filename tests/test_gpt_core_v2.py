@@ -10,7 +10,7 @@ import pytest
 
 from gpt2 import gpt_core_v2 as api
 from gpt2.config import TrainingConfig
-from gpt2.errors import CheckpointError, ConfigError, GPT2Error, ModelNameError
+from gpt2.errors import CheckpointError, ConfigError, GPT2Error, ModelNameError, PromptError, QueueFullError
 
 CONTRACT = """
 API_VERSION = 2
@@ -26,6 +26,7 @@ cancel_job(job_id: 'str') -> 'JobStatus'
 pause_job(job_id: 'str') -> 'JobStatus'
 resume_job(job_id: 'str') -> 'JobStatus'
 job_events(job_id: 'str', after: 'int' = 0) -> 'list[JobEvent]'
+inspect_via_api(request: 'InspectRequest') -> 'InspectResponse'
 save_model_via_api(request: 'SaveRequest') -> 'SaveResponse'
 QueryRequest: prompt: str | tuple[int, ...] | None, model: str | None, max_tokens: int, num_samples: int, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, repetition_penalty: float, frequency_penalty: float, presence_penalty: float, logit_bias: dict[int, float], min_tokens: int, stop: tuple[str, ...], seed: int | None, logprobs: int | None, echo: bool, context: str, regex: str | None, json_schema: str | None, stream: bool
 QueryToken: id: int, logprob: float | None, top: tuple[tuple[int, float], ...] | None
@@ -39,10 +40,16 @@ TrainResponse: model: str, log: tuple[LogEntry, ...]
 JobStatus: id: str, name: str, status: str, step: int, steps: int | None, checkpoints: tuple[str, ...], error: str | None, created: int, started: int | None, finished: int | None
 JobList: jobs: tuple[JobStatus, ...]
 JobEvent: number: int, created: int, level: str, kind: str, message: str, data: dict[str, Any] | None
+InspectRequest: prompt: str | tuple[int, ...], model: str | None, layer: int | None, top: int
+InspectToken: id: int, text: str, loss: float | None
+InspectGuess: id: int, text: str, probability: float
+InspectStage: name: str, top: tuple[tuple[InspectGuess, ...], ...], ranks: tuple[int | None, ...]
+InspectResponse: model: str, n_layer: int, n_head: int, tokens: tuple[InspectToken, ...], stages: tuple[InspectStage, ...], attention: tuple[tuple[tuple[float, ...], ...], ...] | None
 SaveRequest: model: str, path: str, format: str, dtype: str
 SaveResponse: path: str, format: str, num_parameters: int
 POST /query query QueryRequest QueryResponse
 GET /models query None ModelList
+POST /inspect query InspectRequest InspectResponse
 POST /train train TrainRequest JobStatus
 POST /save train SaveRequest SaveResponse
 GET /jobs train None JobList
@@ -59,12 +66,13 @@ def test_contract() -> None:
     lines = [f"API_VERSION = {api.API_VERSION}"]
     functions = (api.query_model, api.stream_model, api.query_via_api, api.list_models_via_api)
     jobs = (api.start_training, api.list_jobs, api.job_status, api.cancel_job, api.pause_job, api.resume_job)
-    for function in (*functions, api.train_via_api, *jobs, api.job_events, api.save_model_via_api):
+    for function in (*functions, api.train_via_api, *jobs, api.job_events, api.inspect_via_api, api.save_model_via_api):
         lines.append(f"{function.__name__}{inspect.signature(function)}")
     queries = (api.QueryRequest, api.QueryToken, api.QuerySample, api.QueryResponse, api.QueryEvent)
     models = (api.ModelInfo, api.ModelList)
     trainings = (api.TrainRequest, api.TrainResponse, api.JobStatus, api.JobList, api.JobEvent)
-    for kind in (*queries, *models, *trainings, api.SaveRequest, api.SaveResponse):
+    looks = (api.InspectRequest, api.InspectToken, api.InspectGuess, api.InspectStage, api.InspectResponse)
+    for kind in (*queries, *models, *trainings, *looks, api.SaveRequest, api.SaveResponse):
         lines.append(f"{kind.__name__}: " + ", ".join(f"{f.name}: {f.type}" for f in dataclasses.fields(kind)))
     for route in api.ROUTES:
         request = None if route.request is None else route.request.__name__
@@ -128,6 +136,63 @@ def test_bad_requests(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="found a file"):
         api.save_model_via_api(api.SaveRequest("bundled", str(tmp_path / "file")))
+
+
+def test_inspect() -> None:
+    """Beside what `model.logits` gives, and what is refused."""
+    import numpy as np
+
+    from gpt2 import encode, load_model
+
+    model = load_model()
+    ids = encode("The king said")
+    logits = model.logits([ids])[0].astype(float)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    seen = api.inspect_via_api(api.InspectRequest("The king said", layer=7, top=2))
+    assert [token.id for token in seen.tokens] == ids
+    assert [token.text for token in seen.tokens] == ["The", " king", " said"]
+    assert seen.tokens[0].loss is None
+    assert seen.tokens[2].loss == pytest.approx(-np.log(probabilities[1, ids[2]]), abs=1e-3)
+    assert (seen.n_layer, seen.n_head, len(seen.stages), seen.stages[-1].name) == (8, 4, 9, "layer 7")
+    best = seen.stages[-1].top[1]
+    assert [guess.id for guess in best] == np.argsort(-probabilities[1])[:2].tolist()
+    assert best[0].probability == pytest.approx(probabilities[1].max(), abs=1e-4)
+    assert seen.stages[-1].ranks == (*((probabilities[t] > probabilities[t, ids[t + 1]]).sum() for t in (0, 1)), None)
+    assert seen.attention is not None
+    assert [[len(row) for row in head] for head in seen.attention] == [[1, 2, 3]] * 4
+    assert sum(seen.attention[3][2]) == pytest.approx(1, abs=1e-3)
+    assert api.inspect_via_api(api.InspectRequest(tuple(ids))).attention is None
+    for request, error, message in (
+        (api.InspectRequest("x", layer=8), ConfigError, "layer: expected 0 to 7, got 8"),
+        (api.InspectRequest("x", top=21), ConfigError, "top: expected 1 to 20, got 21"),
+        (api.InspectRequest(""), PromptError, "prompt: expected text or token ids, got nothing"),
+        (api.InspectRequest("x " * 300), PromptError, "prompt: expected at most 256 tokens"),
+        (api.InspectRequest((50257,)), PromptError, "ids: expected 0 to 50256, got 50257"),
+        (api.InspectRequest("x", model="nobody"), ModelNameError, "got 'nobody'"),
+    ):
+        with pytest.raises(error, match=message):
+            api.inspect_via_api(request)
+
+
+def test_few_inspections_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt2 import store
+    from gpt2.inspection import hosted
+
+    inspector = hosted.Inspector()
+    for _ in range(1 + hosted.MAX_WAITING):
+        inspector._turns.acquire()
+    with pytest.raises(QueueFullError, match="inspect: 3 are being done or wait"):
+        inspector.inspect(store.bundled_path(), [1], top=1)
+    inspector._turns.release()
+    first = inspector.inspect(store.bundled_path(), [1, 2], top=1)
+    assert first.ids.tolist() == [1, 2]
+    opened = inspector._open
+    inspector.inspect(store.bundled_path(), [1], top=1)
+    assert inspector._open is opened
+    inspector._open = None
+    monkeypatch.setattr(hosted, "MAX_PARAMETERS", 1000)
+    with pytest.raises(ConfigError, match="model: expected at most 1,000 parameters to look into, got 1"):
+        inspector.inspect(store.bundled_path(), [1], top=1)
 
 
 def test_no_more_than_a_few_models_stay_loaded(tmp_path: Path) -> None:

@@ -382,6 +382,32 @@ def test_v2_answers_as_python_does(server: Running) -> None:
     assert httpx.get(server.url + "/v2/models").json()["models"][0]["name"] == "bundled"
 
 
+def test_inspect_as_in_python(server: Running) -> None:
+    body = {"prompt": "The king </script>", "layer": 7, "top": 2}
+    python = gpt_core_v2.inspect_via_api(gpt_core_v2.InspectRequest(**body))  # type: ignore[arg-type]
+    seen = post(server, "/v2/inspect", body).json()
+    assert seen["model"] == "bundled", "the server's default"
+    assert seen["tokens"] == [
+        {"id": token.id, "text": token.text, "loss": token.loss and pytest.approx(token.loss, abs=1e-4)}
+        for token in python.tokens
+    ]
+    assert [stage["name"] for stage in seen["stages"]] == [stage.name for stage in python.stages]
+    np.testing.assert_allclose(seen["attention"][2][-1], python.attention[2][-1], atol=2e-4)  # type: ignore[index]
+    for bad, param in (
+        ({"prompt": "x " * 300}, "prompt"),
+        ({"prompt": "x", "layer": 8}, "layer"),
+        ({"prompt": "x", "top": 0}, "top"),
+        ({"prompt": "x", "model": "../x"}, "model"),
+        ({"prompt": [50257]}, None),
+        ({"layer": 0}, "prompt"),
+        ({"prompt": "x", "nothing": 1}, "nothing"),
+    ):
+        response = post(server, "/v2/inspect", bad)
+        assert response.status_code in (400, 404), bad
+        if param:
+            assert error_of(response)["param"] == param
+
+
 def test_a_third_version_is_a_file_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A toy gpt_core_v3 stands beside version 2."""
     toy = ModuleType("gpt_core_v3")

@@ -29,6 +29,8 @@ class Call:
     """What comes in its body, if anything."""
     response: type
     """What goes out."""
+    uses_default: bool = False
+    """A request that names no `model` means the server's default."""
 
 
 @dataclass(frozen=True)

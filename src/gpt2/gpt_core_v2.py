@@ -10,28 +10,35 @@ TensorFlow is imported where something is trained or saved, or where the engine 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2 import checkpoints, store
-from gpt2.codec import codec_for
-from gpt2.config import GenerationConfig, SamplingConfig, TrainingConfig, size_name
+from gpt2.codec import Codec, codec_for
+from gpt2.config import GenerationConfig, GPT2Config, SamplingConfig, TrainingConfig, size_name
 from gpt2.continuation import Completion, Piece
 from gpt2.contract import Call, Events, Question, Route, Writing
-from gpt2.errors import ConfigError, GPT2Error, JobError, ModelNameError, NameTakenError
+from gpt2.errors import ConfigError, GPT2Error, JobError, ModelNameError, NameTakenError, PromptError
 from gpt2.language_model import LanguageModel, open_model
 
 if TYPE_CHECKING:
     from gpt2.gpt import Model
+    from gpt2.inspection import Inspection
+    from gpt2.inspection.hosted import Inspector
     from gpt2.jobs.records import Job
     from gpt2.training import LogEntry
 
 API_VERSION = 2
 MAX_LOADED = 2
 """Models from disk that stay open; the one that was longest unused goes first."""
+MAX_INSPECTED_TOKENS = 256
+"""Of a text that is looked into."""
+MAX_INSPECTED_TOP = 20
+"""Of the most probable tokens after each."""
 
 
 @dataclass(frozen=True)
@@ -272,6 +279,76 @@ class SaveResponse:
     """How many numbers it holds, the tied head counted once."""
 
 
+@dataclass(frozen=True)
+class InspectRequest:
+    """A text to look into."""
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+
+    prompt: str | tuple[int, ...]
+    """Text or token ids, at most 256; nothing is put before it."""
+    model: str | None = None
+    """Which model; None for the default."""
+    layer: int | None = None
+    """The attention of this layer's heads is wanted, counted from 0; None for none."""
+    top: int = 5
+    """How many of the most probable tokens, 1 to 20."""
+
+
+@dataclass(frozen=True)
+class InspectToken:
+    """A token of the text."""
+
+    id: int
+    """In the vocabulary."""
+    text: str
+    """What it spells; bytes that are no whole character as `\\xe2`."""
+    loss: float | None
+    """-ln of its probability after those before it; None for the first."""
+
+
+@dataclass(frozen=True)
+class InspectGuess:
+    """A token that is expected."""
+
+    id: int
+    """In the vocabulary."""
+    text: str
+    """What it spells."""
+    probability: float
+    """From 0 to 1."""
+
+
+@dataclass(frozen=True)
+class InspectStage:
+    """What would be said if the network ended there (the logit lens)."""
+
+    name: str
+    """`embedding`, `layer 0` and so on; the last is what the model says."""
+    top: tuple[tuple[InspectGuess, ...], ...]
+    """After each token of the text the most probable ones, the best first."""
+    ranks: tuple[int | None, ...]
+    """Of the token that did come, 0 for the most probable; None after the last."""
+
+
+@dataclass(frozen=True)
+class InspectResponse:
+    """A text as the network sees it."""
+
+    model: str
+    """Which model."""
+    n_layer: int
+    """How many layers it has."""
+    n_head: int
+    """How many heads each of them has."""
+    tokens: tuple[InspectToken, ...]
+    """The text."""
+    stages: tuple[InspectStage, ...]
+    """From the embedding to the last layer."""
+    attention: tuple[tuple[tuple[float, ...], ...], ...] | None
+    """Of each head of the layer, for each token how it looks at those up to itself; rounded to 4 decimals."""
+
+
 def query_model(
     prompt: str | None = None,
     *,
@@ -449,6 +526,21 @@ def job_events(job_id: str, after: int = 0) -> list[JobEvent]:
     ]
 
 
+def inspect_via_api(request: InspectRequest) -> InspectResponse:
+    """Look into the network while it reads a text: losses, the logit lens, a layer's attention.
+
+    Raises:
+        ModelNameError: there is no such model.
+        PromptError: the text is empty or too long.
+        ConfigError: there is no such layer, or `top` is out of range.
+    """
+    from gpt2.inspection import inspect
+
+    model = _model(request.model)
+    ids = _inspected_ids(request, model.config, model.codec)
+    return _inspection(request, inspect(model, ids, top=request.top))
+
+
 def save_model_via_api(request: SaveRequest) -> SaveResponse:
     """Save a model, atomically; what is for other programs is checked by theirs, where that is installed.
 
@@ -566,6 +658,55 @@ def _status(job: Job) -> JobStatus:
     )
 
 
+def _inspected_ids(request: InspectRequest, config: GPT2Config, codec: Codec | None) -> list[int]:
+    """The tokens to look at, where the request is in order."""
+    prompt = request.prompt
+    if not 1 <= request.top <= min(MAX_INSPECTED_TOP, config.n_vocab):
+        raise ConfigError(f"top: expected 1 to {min(MAX_INSPECTED_TOP, config.n_vocab)}, got {request.top}")
+    if request.layer is not None and not 0 <= request.layer < config.n_layer:
+        raise ConfigError(f"layer: expected 0 to {config.n_layer - 1}, got {request.layer}")
+    if not prompt:
+        raise PromptError("prompt: expected text or token ids, got nothing")
+    if isinstance(prompt, str) and codec is None:
+        raise PromptError("prompt: expected token ids, since this model has no vocabulary; got text")
+    ids = codec.encode(prompt) if isinstance(prompt, str) and codec is not None else [int(token) for token in prompt]
+    if len(ids) > MAX_INSPECTED_TOKENS:
+        raise PromptError(f"prompt: expected at most {MAX_INSPECTED_TOKENS} tokens, got {len(ids)}")
+    return ids
+
+
+def _inspection(request: InspectRequest, seen: Inspection) -> InspectResponse:
+    L, H, T, _ = seen.patterns.shape
+    attention = None
+    if request.layer is not None:
+        heads = seen.patterns[request.layer].round(4).tolist()
+        attention = tuple(tuple(tuple(heads[h][t][: t + 1]) for t in range(T)) for h in range(H))
+    return InspectResponse(
+        model=seen.model,
+        n_layer=L,
+        n_head=H,
+        tokens=tuple(
+            InspectToken(int(token), text, None if n == 0 else float(loss))
+            for n, (token, text, loss) in enumerate(zip(seen.ids, seen.texts, seen.losses, strict=True))
+        ),
+        stages=tuple(
+            InspectStage(
+                name,
+                tuple(
+                    tuple(
+                        InspectGuess(int(token), seen.vocabulary(int(token)), float(share))
+                        for token, share in zip(tokens, shares, strict=True)
+                    )
+                    for tokens, shares in zip(found.top, found.top_probabilities, strict=True)
+                ),
+                tuple(None if rank < 0 else int(rank) for rank in found.ranks),
+            )
+            for name, found in zip(seen.lens.stages, seen.lens.predictions, strict=True)
+        ),
+        attention=attention,
+    )
+
+
 def _has_ended(job_id: str) -> bool:
     from gpt2.jobs.records import Records
 
@@ -586,6 +727,22 @@ def _start_training_on_uploads(request: TrainRequest) -> JobStatus:
     return start_training(request)
 
 
+def _inspect_in_store(request: InspectRequest) -> InspectResponse:
+    """Look into a model in the store, which stays open for the next request; TensorFlow comes with the first."""
+    folder = store.resolve_name(request.model)
+    config = checkpoints.describe(folder, quick=True).config
+    ids = _inspected_ids(request, config, codec_for(folder, config.n_vocab))
+    seen = replace(_inspector().inspect(folder, ids, top=request.top), model=request.model or store.BUNDLED)
+    return _inspection(request, seen)
+
+
+@functools.cache
+def _inspector() -> Inspector:
+    from gpt2.inspection.hosted import Inspector
+
+    return Inspector()
+
+
 def _save_in_store(request: SaveRequest) -> SaveResponse:
     """Save a model, or a job's checkpoint, under another name in the store (`path`)."""
     source, target = store.resolve_name(request.model), store.folder_of(request.path)
@@ -600,6 +757,7 @@ def _save_in_store(request: SaveRequest) -> SaveResponse:
 ROUTES: tuple[Route, ...] = (
     Writing("POST", "/query", "query", QueryRequest, QueryResponse, QueryEvent, _question, _answer, _event),
     Call("GET", "/models", "query", list_models_via_api, None, ModelList),
+    Call("POST", "/inspect", "query", _inspect_in_store, InspectRequest, InspectResponse, uses_default=True),
     Call("POST", "/train", "train", _start_training_on_uploads, TrainRequest, JobStatus),
     Call("POST", "/save", "train", _save_in_store, SaveRequest, SaveResponse),
     Call("GET", "/jobs", "train", list_jobs, None, JobList),

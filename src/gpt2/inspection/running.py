@@ -7,6 +7,7 @@ make them; several are applied one after another. Without hooks, or with such as
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from gpt2.errors import ConfigError, PromptError
 from gpt2.gpt import Model
 from gpt2.inspection.names import Site, matching
 from gpt2.language_model import LanguageModel
+
+# A single token looks at itself alone, which is as it should be.
+warnings.filterwarnings("ignore", message="You are using a softmax over axis -1 of a tensor of shape")
 
 Hook = Callable[[np.ndarray], "np.ndarray | None"]
 """Takes an activation and gives what is computed with in its place; None where it was changed in place, or not."""

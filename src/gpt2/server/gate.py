@@ -39,7 +39,7 @@ ACCESS: tuple[tuple[str, str, str], ...] = (
     ("DELETE", r"/v1/models/[^/]*", "admin"),
     ("*", r"/v1/files(/[^/]*(/content)?)?", "train"),
     ("*", r"/v1/fine_tuning/jobs(/[^/]*(/(cancel|pause|resume|events|checkpoints))?)?", "train"),
-    ("*", r"/v\d+/(query|models)", "query"),
+    ("*", r"/v\d+/(query|models|inspect)", "query"),
     ("*", r"/v\d+/(train|save|jobs(/[^/]*(/(cancel|pause|resume|events))?)?)", "train"),
 )
 """Method (`*` for any), pattern of the whole path, and who may."""

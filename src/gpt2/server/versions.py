@@ -6,6 +6,7 @@ A new version is a module with `ROUTES` (see `gpt2.contract`) and a line in `VER
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -18,7 +19,6 @@ from gpt2.server.bodies import read_json, to_json
 from gpt2.server.completions import check_budget
 from gpt2.server.problems import Problem, problem_of
 from gpt2.server.service import Service
-from gpt2.server.settings import Settings
 from gpt2.server.sse import event, event_stream
 from gpt2.server.writing import Texts, leased, while_connected
 
@@ -41,12 +41,14 @@ def endpoint_of(route: Route, service: Service) -> Endpoint:
     """What answers a route."""
     if isinstance(route, Writing):
         return _writing(route, service)
-    return _events(route, service) if isinstance(route, Events) else _call(route, service.settings)
+    return _events(route, service) if isinstance(route, Events) else _call(route, service)
 
 
-def _call(route: Call, settings: Settings) -> Endpoint:
+def _call(route: Call, service: Service) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        given: list[Any] = [] if route.request is None else [await read_json(request, route.request, settings)]
+        given: list[Any] = [] if route.request is None else [await read_json(request, route.request, service.settings)]
+        if route.uses_default and given[0].model is None:
+            given[0] = dataclasses.replace(given[0], model=service.host.default)
         return _json(await asyncio.to_thread(route.run, *given, **request.path_params))
 
     return endpoint
