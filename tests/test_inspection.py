@@ -10,6 +10,7 @@ import pytest
 
 import oracle
 from gpt2.checkpoints.names import expected_shapes
+from gpt2.codec import default_codec
 from gpt2.config import GPT2Config
 from gpt2.errors import ConfigError, PromptError
 from gpt2.gpt import Model, new_model, save_model
@@ -30,6 +31,7 @@ from gpt2.inspection import (
     token_losses,
     with_hooks,
 )
+from gpt2.inspection.reading import speller
 from gpt2.model import GPT2
 
 CONFIG = GPT2Config(n_vocab=61, n_ctx=24, n_embd=24, n_head=3, n_layer=3)
@@ -116,6 +118,17 @@ def test_lens_and_losses_are_the_oracles(model: Model) -> None:
     assert np.isnan(losses[:, 0]).all()
     np.testing.assert_allclose(losses[0, 1:], -np.log(came), atol=1e-3)
     np.testing.assert_allclose(inspect(model, IDS[0]).losses[1:], losses[0, 1:], atol=1e-6)
+
+
+def test_tokens_are_spelled_as_text_bytes_or_numbers() -> None:
+    spell = speller(default_codec())
+    assert [spell(token) for token in (15496, 47249, 50256, 50257)] == [
+        "Hello",
+        "\\xf0\\x9f\\x98",
+        "<|endoftext|>",
+        "[50257]",
+    ]
+    assert speller(None)(7) == "[7]"
 
 
 # Changing

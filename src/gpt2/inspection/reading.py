@@ -5,6 +5,7 @@ Everything here is of a single text, T tokens; `gpt2.inspection.running` takes r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from gpt2.codec import Codec
-from gpt2.errors import ConfigError, PromptError
+from gpt2.errors import CodecError, ConfigError, PromptError
 from gpt2.gpt import Model
 from gpt2.inspection.running import Activations, Hooks, Prompt, array_of, checked_ids, run_with_cache
 from gpt2.sampling import log_softmax
@@ -129,12 +130,13 @@ def lens_logits(model: Model, residual: np.ndarray) -> np.ndarray:
 
 
 def speller(codec: Codec | None) -> Callable[[int], str]:
-    """What gives a token's text: bytes that are not whole characters as `\\xf0`, without a vocabulary its number."""
+    """What gives a token's text: bytes that are not whole characters as `\\xf0`, what no vocabulary has as `[7]`."""
 
     def spell(token: int) -> str:
-        if codec is None or token >= codec.n_vocab:
-            return f"[{token}]"
-        return codec.token_bytes(token).decode("utf-8", errors="backslashreplace")
+        if codec is not None:
+            with contextlib.suppress(CodecError):
+                return codec.token_bytes(token).decode("utf-8", errors="backslashreplace")
+        return f"[{token}]"
 
     return spell
 
