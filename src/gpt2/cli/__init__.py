@@ -25,6 +25,7 @@ from gpt2.cli import (
     generate,
     inspect,
     models,
+    overlap,
     plan,
     prepare,
     replay,
@@ -58,6 +59,8 @@ app.command("download")(download.download)
 app.add_typer(models.models_app, name="models")
 app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
+app.command("overlap")(overlap.overlap)
+app.command("memorized")(overlap.memorized)
 app.command("plan")(plan.plan)
 app.command("eval")(eval.evaluate)
 app.command("inspect")(inspect.inspect)
