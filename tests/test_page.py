@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from gpt2 import encode, open_model
@@ -371,12 +372,39 @@ def test_accessibility(browser: Any, server: Running, theme: str, width: int) ->
         put_cursor(page, 20)
         page.wait_for_selector("#token .alternatives")
         wide = []
-        for step in ("", "input[value=tokens]", "#share", "#history", "#tab-tune"):
+        for step in ("", "input[value=tokens]", "#share", "#history", "#tab-tune", "#tab-inside"):
             if step:
                 page.keyboard.press("Escape")
                 page.click(step)
+            if step == "#tab-inside":
+                page.wait_for_selector("#lens tbody tr")
             page.wait_for_timeout(250)  # transitions
             found = axe.Axe().run(page)["violations"]
             assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found] == [], step
             wide.append(page.evaluate("document.documentElement.scrollWidth"))
         assert max(wide) <= width
+
+
+def test_looking_inside(page: Any) -> None:
+    """The attention and the expectations are those of the model, at the token that was chosen."""
+    from gpt2 import load_model
+    from gpt2.inspection import inspect
+
+    text = "The king and the queen and the king"
+    page.fill("#text", text)
+    page.click("#tab-inside")
+    page.wait_for_selector("#lens tbody tr")
+    page.select_option("#layer", "3")
+    wait_until(
+        page,
+        "document.getElementById('inside-status').textContent === '' && document.getElementById('lens').rows.length > 0",
+    )
+    page.select_option("#head", "2")
+    page.locator("#inside-tokens button").nth(4).click()
+    page.keyboard.press("ArrowRight")
+    seen = inspect(load_model(), text, top=4)
+    shown = [int(share.split()[0]) for share in page.locator("#inside-tokens small").all_text_contents()[:6]]
+    np.testing.assert_allclose(shown, 100 * seen.patterns[3, 2, 5, :6], atol=0.51)
+    last = page.locator("#lens tbody tr").last.locator("code").all_text_contents()
+    assert last == [seen.vocabulary(int(token)).replace(" ", "␣") for token in seen.lens.predictions[-1].top[5]]
+    assert "After ␣and came ␣the" in page.inner_text("#lens-what")

@@ -3,6 +3,7 @@
 import { ask, call } from "./api.js";
 import { $, complain, make, watching } from "./dom.js";
 import { fromFragment } from "./keep.js";
+import { Inside } from "./inside.js";
 import { Tuning } from "./tune.js";
 import { Playground } from "./write.js";
 
@@ -14,6 +15,7 @@ const tuning = new Tuning(readModels, async (model) => {
   open("write");
   playground.begin();
 });
+const inside = new Inside(async () => ({ ids: await playground.ids(), model: playground.model }));
 
 ask.forKey = () => {
   const dialog = $("dialog-key");
@@ -57,6 +59,7 @@ function open(name) {
     $(tab.getAttribute("aria-controls")).hidden = !isIt;
   }
   if (name === "tune") watching(() => tuning.list())();
+  if (name === "inside") watching(() => inside.open())();
 }
 
 function listenToTabs() {

@@ -173,6 +173,11 @@ export class Playground {
     if (model !== this.model) complain(`The model ${shortened(model, 60)} is not on this server; this is ${this.model}.`);
   }
 
+  /** The token ids of the text as it stands. */
+  async ids() {
+    return (await this.#collect()).map(({ id }) => id);
+  }
+
   /** What the text consists of; what was typed becomes tokens. */
   async #collect() {
     const { tokens, rest } = this.editor;
