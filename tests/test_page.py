@@ -395,10 +395,8 @@ def test_looking_inside(page: Any) -> None:
     page.click("#tab-inside")
     page.wait_for_selector("#lens tbody tr")
     page.select_option("#layer", "3")
-    wait_until(
-        page,
-        "document.getElementById('inside-status').textContent === '' && document.getElementById('lens').rows.length > 0",
-    )
+    page.wait_for_timeout(50)
+    wait_until(page, "document.getElementById('inside-status').textContent === ''")
     page.select_option("#head", "2")
     page.locator("#inside-tokens button").nth(4).click()
     page.keyboard.press("ArrowRight")
