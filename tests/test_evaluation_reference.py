@@ -1,0 +1,188 @@
+"""Figures of our evaluation against loops over transformers on the same random weights, written without our code."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt2.evaluation import TASKS, Options, evaluate, find_data
+from gpt2.evaluation.detokenisers import DETOKENISERS
+from gpt2.evaluation.scoring import Scorer, windows
+from gpt2.evaluation.work import work_for
+from gpt2.language_model import LanguageModel, open_model
+
+pytestmark = pytest.mark.reference
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+STORY = "".join(
+    f"Once upon a time there was a king, who had {n} sons; the youngest of them wasn't the most foolish one.\n\n"
+    f"«Où est-il?» said the {n + 1}th — and nobody knew 中文.\n"
+    for n in range(30)
+)
+SETS = Path(__file__).parent.parent.parent / "shared" / "data" / "eval"
+N_CTX = 96
+
+
+class Pair:
+    """The same weights, ours and theirs."""
+
+    def __init__(self, folder: Path) -> None:
+        from gpt2.codec import default_codec
+
+        torch.manual_seed(3)
+        config = transformers.GPT2Config(vocab_size=50257, n_positions=N_CTX, n_embd=48, n_layer=3, n_head=4)
+        self.theirs = transformers.GPT2LMHeadModel(config).eval()
+        with torch.no_grad():
+            for parameter in self.theirs.parameters():  # larger than at the start of training: errors show
+                parameter.add_(torch.randn_like(parameter) * 0.15)
+        self.theirs.save_pretrained(folder)
+        for name, data in default_codec().files("huggingface").items():
+            (folder / name).write_bytes(data)
+        tokenizer = transformers.GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+        self.encode: Any = lambda text: tokenizer(text)["input_ids"]
+        self.ours: dict[str, LanguageModel] = {
+            engine: open_model(folder, engine=engine) for engine in ("litert", "keras")
+        }
+
+    def logits(self, tokens: list[int]) -> np.ndarray:
+        """(T, V) float64 log-probabilities behind each token."""
+        with torch.no_grad():
+            return torch.log_softmax(self.theirs(torch.tensor([tokens])).logits[0].double(), dim=-1).numpy()
+
+    def behind(self, context: list[int], continuation: list[int]) -> list[float]:
+        """The log-probability of each token of a continuation; of a context that is too long the end is read."""
+        whole = [*context, *continuation]
+        whole = whole[max(0, len(whole) - 1 - N_CTX) :]
+        found = self.logits(whole[:-1])
+        first = len(whole) - len(continuation)
+        return [float(found[place - 1, whole[place]]) for place in range(first, len(whole))]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPT2_HOME", str(tmp_path_factory.mktemp("home")))
+        yield Pair(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("engine", ["litert", "keras"])
+@pytest.mark.parametrize(("window", "stride"), [(N_CTX, N_CTX), (64, 20)])
+def test_perplexity(pair: Pair, tmp_path: Path, engine: str, window: int, stride: int) -> None:
+    """Each token within 1e-4 nats, by a window for every token by itself."""
+    path = tmp_path / "x.txt"
+    path.write_text(STORY, "utf-8")
+    tokens = [50256, *pair.encode(STORY)]
+    wanted, end = [], 0
+    for place in range(1, len(tokens)):
+        if place > end:  # the next window: it ends a stride further, and reads `window` tokens
+            begin_scored = place
+            end = min(len(tokens) - 1, end + (window if end == 0 else stride))
+            first = max(0, end - window)
+            found = pair.logits(tokens[first:end])
+            wanted += [found[p - 1 - first, tokens[p]] for p in range(begin_scored, end + 1)]
+    options = Options(window=window, stride=stride, resamples=10)
+    result = evaluate(pair.ours[engine], "perplexity", path, options=options)
+    assert result.facts["counts"]["tokens"] == len(wanted) == len(tokens) - 1
+    total = sum(wanted)
+    assert abs(result.documents["log_likelihood"].sum() - total) < 1e-4 * len(wanted)
+    assert result.metrics["token_perplexity"].value == pytest.approx(math.exp(-total / len(wanted)), rel=1e-4)
+    assert result.metrics["bits_per_byte"].value == pytest.approx(-total / math.log(2) / len(STORY.encode()), rel=1e-4)
+
+    cuts = windows([tokens[1:]], window, stride, 50256)
+    scored = Scorer(pair.ours[engine].engine).score(cut.request for cut in cuts)
+    ours = np.concatenate([scores.log_probabilities for (scores,) in scored])
+    assert np.abs(ours - np.array(wanted)).max() < 1e-4
+
+
+@pytest.mark.parametrize("engine", ["litert", "keras"])
+def test_choices(pair: Pair, tmp_path: Path, engine: str) -> None:
+    rng = np.random.default_rng(4)
+    words = STORY.split()
+    rows: list[dict[str, Any]] = [
+        {
+            "ctx": " ".join(rng.choice(words, rng.integers(3, 60))),
+            "endings": [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(4)],
+            "label": int(rng.integers(4)),
+        }
+        for _ in range(12)
+    ]
+    path = tmp_path / "hellaswag_val.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    result = evaluate(pair.ours[engine], "hellaswag", path, options=Options(resamples=10))
+    right = right_norm = 0
+    for row, ours in zip(rows, result.documents["log_likelihoods"], strict=True):
+        longest = max(len(pair.encode(" " + ending)) for ending in row["endings"])
+        context = pair.encode(row["ctx"])
+        context = context[max(0, len(context) + longest - 1 - N_CTX) :]
+        sums = [sum(pair.behind(context, pair.encode(" " + ending))) for ending in row["endings"]]
+        np.testing.assert_allclose(ours, sums, atol=1e-4 * longest)
+        right += int(np.argmax(sums)) == row["label"]
+        right_norm += int(np.argmax([s / len(e) for s, e in zip(sums, row["endings"], strict=True)])) == row["label"]
+    assert result.metrics["accuracy"].value == pytest.approx(100 * right / 12)
+    assert result.metrics["accuracy_norm"].value == pytest.approx(100 * right_norm / 12)
+
+
+@pytest.mark.parametrize("engine", ["litert", "keras"])
+def test_last_words(pair: Pair, tmp_path: Path, engine: str) -> None:
+    texts = [" ".join(STORY.split()[n : n + 20]) for n in range(0, 200, 13)]
+    greedy = []
+    for number, text in enumerate(texts[:4]):  # random weights are never right: let some be
+        context = pair.encode(text)
+        best = int(pair.logits(context)[-1].argmax())
+        word = pair.ours[engine].codec.decode([best])  # type: ignore[union-attr]
+        if word.startswith(" ") and len(word.split()) == 1 and pair.encode(text + word) == [*context, best]:
+            texts[number] = text + word
+            greedy.append(number)
+    path = tmp_path / "lambada_test.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    result = evaluate(pair.ours[engine], "lambada", path, options=Options(resamples=10))
+    table = result.documents
+    for number, text in enumerate(texts):
+        context, word = text.rsplit(" ", 1)
+        found = pair.behind(pair.encode(context), pair.encode(" " + word))
+        assert table["log_likelihood"][number] == pytest.approx(sum(found), abs=1e-4 * len(found))
+        assert table["token_log_likelihood"][number] == pytest.approx(found[-1], abs=1e-4)
+        assert table["right_word"][number] == (number in greedy)
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The bundled model, ours and in transformers."""
+    from gpt2.gpt import load_model, save_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPT2_HOME", str(tmp_path_factory.mktemp("home")))
+        folder = save_model(load_model(), tmp_path_factory.mktemp("bundled") / "hf", format="huggingface")
+        yield open_model(), transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+
+
+@pytest.mark.skipif(not SETS.is_dir(), reason="the evaluation sets are not beside this repository")
+@pytest.mark.parametrize(
+    ("task", "limit"), [("wikitext2", 2), ("ptb", 60), ("hellaswag", 12), ("winograd", 20), ("lambada", 20)]
+)
+def test_the_bundled_model_on_the_real_sets(task: str, limit: int, bundled: Any) -> None:
+    """The first documents of each set, token for token."""
+    model, theirs = bundled
+    options = Options(limit=limit).filled(TASKS[task], model.config.n_ctx)
+    (path,) = find_data(TASKS[task], SETS)
+    work = work_for(TASKS[task], model.codec, options)
+    items = itertools.islice(TASKS[task].read(path, DETOKENISERS[TASKS[task].detokeniser]), limit)
+    units = list(work.units(items))
+    worst = 0.0
+    for unit, answers in zip(units, Scorer(model.engine).score(unit.request for unit in units), strict=True):
+        for continuation, answer in zip(unit.request.continuations, answers, strict=True):
+            whole = [*unit.request.context, *continuation]
+            with torch.no_grad():
+                found = torch.log_softmax(theirs(torch.tensor([whole[:-1]])).logits[0].double(), -1).numpy()
+            wanted = [found[place - 1, whole[place]] for place in range(len(unit.request.context), len(whole))]
+            worst = max(worst, float(np.abs(answer.log_probabilities - wanted).max()))
+    assert worst < 1e-4
