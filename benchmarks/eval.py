@@ -1,9 +1,9 @@
 """How fast a model is evaluated: `python benchmarks/eval.py [--data FOLDER]`. Ours and transformers in turns.
 
 GPT-2 124M with random weights, two threads, tokens made beforehand: windows of 1024 tokens of WikiText-2's test set,
-and HellaSwag's items. transformers does it as lm-eval does: windows one by one, each of the four endings with its context,
-eight of similar length in a batch, log-probabilities of all positions. Every round has other documents. The sums of
-log-likelihoods are compared, so that nobody is fast by doing something else.
+and HellaSwag's items. transformers does it as lm-eval does: windows one by one, each of the four endings with its
+context, eight of similar length in a batch, log-probabilities of all positions. Every round has other documents. The
+sums of log-likelihoods are compared, so that nobody is fast by doing something else.
 """
 
 from __future__ import annotations

@@ -7,7 +7,11 @@ import io
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -656,6 +660,65 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same(
     assert again.metrics == result.metrics
     with pytest.raises(KeyboardInterrupt):
         evaluate(fake(engine=engine), "perplexity", path, options=options, folder=tmp_path / "runs", again=True)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(tiny: Path, tmp_path: Path) -> None:
+    """kill -9 at any moment, again and again; in the end the figures are those of a run that was left alone."""
+    text = write(tmp_path / "x.txt", "".join(f"{n} the man in the house {n * n}\n" for n in range(8000)))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+    def start(runs: str) -> subprocess.Popen[bytes]:
+        arguments = [
+            "eval",
+            "perplexity",
+            "--data",
+            text,
+            "--model",
+            tiny,
+            "--stride",
+            "8",
+            "--json",
+            "-o",
+            tmp_path / runs,
+        ]
+        code = "from gpt2.cli import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, arguments)], env=environment, stdout=subprocess.PIPE
+        )
+
+    straight = json.loads(start("straight").communicate()[0])
+    sizes = []
+    for _ in range(60):
+        process = start("killed")
+        begun = time.monotonic()
+        while process.poll() is None and time.monotonic() - begun < 60:
+            journals = list((tmp_path / "killed").glob(f"*/{JOURNAL}"))
+            size = journals[0].stat().st_size if journals else 0
+            if size > (sizes[-1] if sizes else 0) + 400_000:  # it has got further
+                sizes.append(size)
+                process.kill()
+        out = process.communicate()[0]
+        if process.returncode == 0:
+            break
+    told = json.loads(out)
+    assert len(sizes) >= 2
+    assert told["resumed_units"] > 0
+    assert told["metrics"] == straight["metrics"]
+    assert told["counts"] == straight["counts"]
+
+
+def test_a_model_in_training_can_be_evaluated(tmp_path: Path) -> None:
+    """By the reference engine, with its parameters as they are: another figure once they have changed."""
+    model = new_model(GPT2Config(n_vocab=CODEC.n_vocab, n_ctx=32, n_embd=16, n_head=2, n_layer=1), codec=CODEC, seed=1)
+    path = write(tmp_path / "x.txt", TEXT[:600])
+    before = evaluate(model, "perplexity", path, folder=tmp_path / "runs")
+    assert before.metrics["token_perplexity"].value == pytest.approx(CODEC.n_vocab, rel=0.1)
+    tensors = model.network.tensors()
+    tensors["wte"].assign(tensors["wte"] * 30)
+    after = evaluate(model, "perplexity", path, folder=tmp_path / "runs")
+    assert after.headline != before.headline
+    assert after.facts["weights_sha256"] != before.facts["weights_sha256"]
 
 
 def test_whatever_changes_a_figure_makes_another_run(tmp_path: Path) -> None:

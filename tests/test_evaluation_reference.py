@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
+import os
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gpt2.codec import default_codec
 from gpt2.evaluation import TASKS, Options, evaluate, find_data
 from gpt2.evaluation.detokenisers import DETOKENISERS
+from gpt2.evaluation.readers import Document
 from gpt2.evaluation.scoring import Scorer, windows
 from gpt2.evaluation.work import work_for
 from gpt2.language_model import LanguageModel, open_model
@@ -36,8 +42,6 @@ class Pair:
     """The same weights, ours and theirs."""
 
     def __init__(self, folder: Path) -> None:
-        from gpt2.codec import default_codec
-
         torch.manual_seed(3)
         config = transformers.GPT2Config(vocab_size=50257, n_positions=N_CTX, n_embd=48, n_layer=3, n_head=4)
         self.theirs = transformers.GPT2LMHeadModel(config).eval()
@@ -186,3 +190,102 @@ def test_the_bundled_model_on_the_real_sets(task: str, limit: int, bundled: Any)
             wanted = [found[place - 1, whole[place]] for place in range(len(unit.request.context), len(whole))]
             worst = max(worst, float(np.abs(answer.log_probabilities - wanted).max()))
     assert worst < 1e-4
+
+
+# lm-eval needs other versions of packages than this project, so it runs in an environment of its own:
+# python -m venv FOLDER; FOLDER/bin/pip install 'lm-eval[hf]'; GPT2_LM_EVAL=FOLDER/bin/python pytest -m reference ...
+LM_EVAL = os.environ.get("GPT2_LM_EVAL", "")
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import lm_eval
+from lm_eval.tasks import TaskManager
+folder = Path(sys.argv[1])
+tasks = Path(lm_eval.__file__).parent / "tasks"
+sources = {
+    "hellaswag": ("hellaswag/hellaswag.yaml", "validation"),
+    "lambada_openai": ("lambada/lambada_openai.yaml", "test"),
+    "wikitext": ("wikitext/wikitext.yaml", "test"),
+}
+for name, (path, split) in sources.items():
+    data = {split: str(folder / f"{name}.jsonl")}
+    if name != "lambada_openai":
+        data |= {other: data[split] for other in ("train", "validation")}
+    (folder / "tasks").mkdir(exist_ok=True)
+    (folder / "tasks" / f"{name}_here.yaml").write_text(
+        f"include: {tasks / path}\ntask: {name}_here\ntag: null\ndataset_path: json\ndataset_name: null\n"
+        f"dataset_kwargs: {json.dumps({'data_files': data})}\n"
+    )
+found = lm_eval.simple_evaluate(
+    model="hf",
+    model_args={"pretrained": str(folder / "model"), "dtype": "float32"},
+    tasks=[f"{name}_here" for name in sources],
+    task_manager=TaskManager(include_path=str(folder / "tasks")),
+    device="cpu", batch_size=3, bootstrap_iters=0, log_samples=True,
+)
+samples = {
+    name: [{"doc": sample["doc"], "target": sample["target"], "resps": sample["resps"]} for sample in rows]
+    for name, rows in found["samples"].items()
+}
+(folder / "found.json").write_text(json.dumps({"results": found["results"], "samples": samples}, default=str))
+"""
+
+
+@pytest.mark.skipif(not LM_EVAL, reason="GPT2_LM_EVAL does not name a Python with lm-eval")
+def test_figures_are_those_of_lm_eval(pair: Pair, tmp_path: Path) -> None:
+    """HellaSwag, LAMBADA and WikiText by lm-eval's own tasks and model, on the same weights and made-up rows."""
+    rng = np.random.default_rng(6)
+    words = STORY.split()
+
+    def some(least: int, most: int) -> str:
+        return " ".join(rng.choice(words, rng.integers(least, most)))
+
+    rows: dict[str, list[dict[str, Any]]] = {
+        "hellaswag": [
+            {
+                **{"ind": n, "activity_label": some(1, 3), "ctx_a": some(3, 20) + ".", "ctx_b": some(1, 4)},
+                **{"ctx": "unused", "endings": [some(1, 9) + " [step] more." for _ in range(4)], "label": str(n % 4)},
+            }
+            for n in range(12)
+        ],
+        "lambada_openai": [{"text": some(10, 40)} for _ in range(12)],
+        "wikitext": [{"page": f" = {some(1, 3)} = \n \n {some(100, 300)} . \n {some(5, 50)} . \n"} for _ in range(4)],
+    }
+    for name, entries in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in entries), "utf-8")
+    pair.theirs.save_pretrained(tmp_path / "model")
+    for name, data in default_codec().files("huggingface").items():
+        (tmp_path / "model" / name).write_bytes(data)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    environment.pop("PYTHONPATH", None)
+    command = [LM_EVAL, "-c", SCRIPT, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    results = {name: {key.split(",")[0]: value for key, value in row.items()} for name, row in found["results"].items()}
+    model, options = pair.ours["litert"], Options(resamples=10)
+
+    ours = evaluate(model, "hellaswag", tmp_path / "hellaswag.jsonl", options=options)
+    theirs = results["hellaswag_here"]
+    assert ours.metrics["accuracy"].value == pytest.approx(100 * theirs["acc"])
+    assert ours.metrics["accuracy_norm"].value == pytest.approx(100 * theirs["acc_norm"])
+    for mine, sample in zip(ours.documents["log_likelihoods"], found["samples"]["hellaswag_here"], strict=True):
+        np.testing.assert_allclose(mine, [float(response[0][0]) for response in sample["resps"]], atol=2e-3)
+
+    ours = evaluate(model, "lambada", tmp_path / "lambada_openai.jsonl", options=options)
+    theirs = results["lambada_openai_here"]
+    assert ours.metrics["last_word_accuracy"].value == pytest.approx(100 * theirs["acc"])
+    assert ours.metrics["last_word_perplexity"].value == pytest.approx(theirs["perplexity"], rel=1e-3)
+
+    # lm-eval's own detokeniser, which cannot be undone, has made the texts: what is compared is windows and figures.
+    texts = [sample["target"] for sample in found["samples"]["wikitext_here"]]
+    task = dataclasses.replace(
+        TASKS["perplexity"], read=lambda path, _: (Document(text) for text in texts), separate=True
+    )
+    ours = evaluate(model, task, tmp_path / "wikitext.jsonl", options=options)
+    total = ours.documents["log_likelihood"].sum()
+    pages = [row["page"] for row in rows["wikitext"]]
+    count, size = sum(len(re.split(r"\s+", page)) for page in pages), sum(len(page.encode()) for page in pages)
+    theirs = results["wikitext_here"]
+    assert math.exp(-total / count) == pytest.approx(theirs["word_perplexity"], rel=1e-4)
+    assert -total / math.log(2) / size == pytest.approx(theirs["bits_per_byte"], rel=1e-4)

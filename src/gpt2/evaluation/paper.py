@@ -37,7 +37,7 @@ COLUMNS = (
     Column("PTB perplexity", "ptb", ("word_perplexity", "token_perplexity")),
     Column("enwik8 bits per byte", "enwik8", ("bits_per_byte",)),
     Column("text8 bits per character", "text8", ("bits_per_character",)),
-    Column("WikiText103 perplexity", "wikitext103", ("word_perplexity", "token_perplexity")),
+    Column("WikiText103 perplexity", "wikitext2", ("word_perplexity",)),  # the two have one test set
     Column("1BW perplexity", "1bw", ("word_perplexity", "token_perplexity")),
 )
 
