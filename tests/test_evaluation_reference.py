@@ -195,7 +195,7 @@ def test_the_bundled_model_on_the_real_sets(task: str, limit: int, bundled: Any)
 # lm-eval needs other versions of packages than this project, so it runs in an environment of its own:
 # python -m venv FOLDER; FOLDER/bin/pip install 'lm-eval[hf]'; GPT2_LM_EVAL=FOLDER/bin/python pytest -m reference ...
 LM_EVAL = os.environ.get("GPT2_LM_EVAL", "")
-SCRIPT = """
+SCRIPT = r"""
 import json, sys
 from pathlib import Path
 import lm_eval
