@@ -24,6 +24,7 @@ from gpt2.inspection import (
     lens_logits,
     logit_lens,
     patch,
+    patch_effects,
     repeated_tokens,
     run_with_cache,
     run_with_hooks,
@@ -246,6 +247,33 @@ def test_a_mixed_network_can_be_looked_into() -> None:
     assert {seen[name].dtype for name in seen} == {np.dtype(np.float32)}
 
 
+def test_patch_effects_are_those_of_single_patches(model: Model) -> None:
+    ids = IDS[0]
+    other = ids.copy()
+    other[4] = (ids[4] + 1) % CONFIG.n_vocab
+    logits, theirs = run_with_cache(model, other)
+    base = run_with_hooks(model, ids)
+
+    def divergence(got: np.ndarray) -> float:
+        p, q = (np.exp(row) / np.exp(row).sum() for row in (logits[0, -1].astype(float), got[0, -1].astype(float)))
+        return float((p * np.log(p / q)).sum())
+
+    for site, by, shape in (
+        ("hook_resid_pre", "position", (3, 11)),
+        ("attn.hook_z", "position", (3, 11)),
+        ("attn.hook_z", "head", (3, 3)),
+    ):
+        effects = patch_effects(model, ids, other, site=site, by=by)
+        assert effects.shape == shape
+        for layer, place in ((0, 2), (1, 1), (2, shape[1] - 1)):
+            chosen = {"positions": place} if by == "position" else {"heads": [place]}
+            got = run_with_hooks(model, ids, patch(theirs, f"blocks.{layer}.{site}", **chosen))
+            assert effects[layer, place] == pytest.approx(1 - divergence(got) / divergence(base), abs=1e-3)
+    effects = patch_effects(model, ids, other)
+    np.testing.assert_allclose(effects[0], np.arange(11) == 4, atol=1e-4)  # they part at token 4, and nowhere else
+    np.testing.assert_allclose(effects[:, :4], 0, atol=1e-4)
+
+
 # Induction heads
 
 
@@ -359,6 +387,15 @@ def test_bad_hooks_are_refused(model: Model, hooks: object, message: str) -> Non
             "length: expected 2 to 2 tokens for this model, got 3",
         ),
         (lambda m, c: repeated_tokens(m, among=[61]), "among: expected 0 to 60, got 61"),
+        (lambda m, c: patch_effects(m, [1], [2], by="layer"), "by: expected position or head, got 'layer'"),
+        (
+            lambda m, c: patch_effects(m, [1], [2], by="head"),
+            "site: expected an activation of each head, .*'hook_resid_pre'",
+        ),
+        (
+            lambda m, c: patch_effects(m, [1], [2], site="attn.hook_pattern"),
+            "site: expected .* got 'attn.hook_pattern'",
+        ),
         (lambda m, c: find_induction(m, length=5, rows=1), "rows: expected at least 2, got 1"),
     ],
 )
@@ -384,6 +421,10 @@ def test_bad_prompts_are_refused(model: Model, prompt: object, message: str) -> 
         run_with_cache(model, prompt)  # type: ignore[arg-type]
     with pytest.raises(PromptError, match="expected one text, got 2"):
         inspect(model, IDS)
+    with pytest.raises(PromptError, match="other: expected as many tokens as the text has, 2, got 1"):
+        patch_effects(model, [1, 2], [3])
+    with pytest.raises(PromptError, match="other: expected a text after which something else is foretold"):
+        patch_effects(model, [1, 2], [1, 2])
 
 
 # Beside transformers

@@ -205,6 +205,22 @@ def test_command_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert begun["tokens"][1]["loss"] is not None
 
 
+def test_command_patches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["the the t", "--against", "the h t", "--what", "patch", "-m", str(folder), "--start"]
+    status, out, error = main(*given, capsys=capsys)
+    assert status == 0, error
+    assert "1 foretells what the other text does" in out
+    record = json.loads(main(*given, "--json", capsys=capsys)[1])
+    effects = np.asarray(record["effects"])
+    assert effects.shape == (2, len(record["tokens"]))
+    parts = [ours != theirs for ours, theirs in zip(record["tokens"], record["other"], strict=True)]
+    assert parts.count(True) == 1
+    np.testing.assert_allclose(effects[0], parts, atol=0.02)
+    file = tmp_path / "patch.svg"
+    assert main(*given, "-o", str(file), capsys=capsys)[0] == 0
+    assert ElementTree.fromstring(file.read_bytes()).tag.endswith("svg")
+
+
 def test_command_looks_for_induction(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--what", "induction", "--model", str(folder), "--length", "8"]
     status, out, _ = main(*given, capsys=capsys)
@@ -228,7 +244,7 @@ def test_command_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--what", "all"], "--what: expected one of loss, lens, attention, induction, got 'all'"),
+        (["x", "--what", "all"], "--what: expected one of loss, lens, attention, patch, induction, got 'all'"),
         (
             ["x", "-o", "out.pdf"],
             "--output: expected a name that ends in one of .html, .svg, .png, .json, got 'out.pdf'",
@@ -236,6 +252,8 @@ def test_command_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["x", "--layer", "1"], "--layer, --head: expected both or neither"),
         (["x", "--ablate", "5"], "--ablate: expected LAYER.HEAD such as 5.1, got '5'"),
         (["x", "--what", "induction"], "--what induction: expected no text"),
+        (["x", "--what", "patch"], "--what patch: expected --against with another text"),
+        (["x", "--against", "y"], "--what patch: expected --against with another text"),
         ([""], "text: expected some to look at, got none"),
     ],
 )

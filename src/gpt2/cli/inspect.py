@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from gpt2.gpt import Model
     from gpt2.inspection import Induction, Inspection
 
-VIEWS = ("loss", "lens", "attention", "induction")
+VIEWS = ("loss", "lens", "attention", "patch", "induction")
+_PIPED_WIDTH = 500  # columns, where no terminal has to hold them
 FORMATS = (".html", ".svg", ".png", ".json")
 
 
@@ -38,7 +39,9 @@ def inspect(
     ] = None,
     what: Annotated[
         str,
-        typer.Option(help="In the terminal or a picture: loss, lens, attention, or induction, which takes no text."),
+        typer.Option(
+            help="In the terminal or a picture: loss, lens, attention, patch, or induction, which takes no text."
+        ),
     ] = "loss",
     layer: Annotated[int | None, typer.Option(help="Attention: of this layer's --head; else of all.")] = None,
     head: Annotated[int | None, typer.Option(help="Attention: of this head.")] = None,
@@ -47,6 +50,10 @@ def inspect(
     ] = -1,
     ablate: Annotated[
         list[str] | None, typer.Option(help="Silence a head first, LAYER.HEAD; may be given several times.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Patch: another text of as many tokens, whose activations are put into this one."),
     ] = None,
     start: Annotated[
         bool, typer.Option("--start", help="Put <|endoftext|> before the text, as before documents in training.")
@@ -69,6 +76,10 @@ def inspect(
         raise ConfigError(f"--output: expected a name that ends in one of {', '.join(FORMATS)}, got {str(output)!r}")
     if (layer is None) != (head is None):
         raise ConfigError("--layer, --head: expected both or neither")
+    if (what == "patch") != (against is not None):
+        raise ConfigError("--what patch: expected --against with another text, and --against only there")
+    if against is not None and (ablate or ending == ".html"):
+        raise ConfigError("--what patch: expected no --ablate and no page")
     if what == "induction":
         if text is not None or ending == ".html":
             raise ConfigError("--what induction: expected no text and no page, since it makes its own tokens")
@@ -84,11 +95,13 @@ def inspect(
 
     loaded = _load(model)
     ids = loaded.prompt_tokens(text)[0]
-    if start:
-        ids = [*loaded.prompt_tokens(None)[0], *ids]
+    begin = loaded.prompt_tokens(None)[0] if start else []
+    ids = [*begin, *ids]
     seen = look(loaded, ids, ablate_heads(heads))
     where = None if layer is None or head is None else (layer, head)
-    if as_json or ending == ".json":
+    if against is not None:
+        _show_patching(loaded, seen, [*begin, *loaded.prompt_tokens(against)[0]], output, as_json)
+    elif as_json or ending == ".json":
         _write(output, json.dumps(_record(seen), ensure_ascii=False) + "\n")
     elif output is None:
         _print(seen, what, where, token)
@@ -122,6 +135,27 @@ def _show_induction(
         _write(output, pictures.as_bytes(pictures.induction_figure(found), output.suffix[1:].lower()))
     else:
         _print_induction(found)
+
+
+def _show_patching(loaded: Model, seen: Inspection, other: list[int], output: Path | None, as_json: bool) -> None:
+    from gpt2.inspection import patch_effects, pictures
+
+    effects = patch_effects(loaded, seen.ids, other)
+    texts = [seen.vocabulary(token) for token in other]
+    if as_json or (output is not None and output.suffix.lower() == ".json"):
+        record = {"model": loaded.name, "tokens": seen.texts, "other": texts, "effects": effects.tolist()}
+        _write(output, json.dumps(record, ensure_ascii=False) + "\n")
+    elif output is not None:
+        figure = pictures.effects_figure(seen, effects)
+        _write(output, pictures.as_bytes(figure, output.suffix[1:].lower()))
+    else:
+        table = _table("n", "token", "other", *(str(layer) for layer in range(len(effects))))
+        for n, (ours, theirs) in enumerate(zip(seen.texts, texts, strict=True)):
+            shown = "" if theirs == ours else _word(theirs)
+            table.add_row(str(n), _word(ours), shown, *(f"{effect:.2f}" for effect in effects[:, n]))
+        typer.echo("effect of the other text's residual stream at one token, before layer 0 and so on:")
+        typer.echo("1 foretells what the other text does, 0 what this one does")
+        _show(table)
 
 
 def _load(model: str | None) -> Model:
@@ -300,4 +334,5 @@ def _table(*heads: str) -> Any:
 def _show(table: Any) -> None:
     from rich.console import Console
 
-    Console(soft_wrap=True, markup=False, highlight=False, emoji=False).print(table)
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    Console(width=width, soft_wrap=True, markup=False, highlight=False, emoji=False).print(table)

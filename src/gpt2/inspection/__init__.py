@@ -6,8 +6,8 @@
     run_with_hooks(model, "Once upon a time", ablate_heads([(0, 3)]))
 
 There is one forward pass, that of `gpt2.model`, which shows its activations to whoever asks. `names` says what they are
-called, `running` keeps or changes them, `interventions` has the usual changes, `reading` and `induction` what one reads
-off them, `pictures` and `page` show it. It runs by the reference engine, on any Keras backend.
+called, `running` keeps or changes them, `interventions` has the usual changes, `reading`, `induction` and `tracing`
+what one reads off them, `pictures` and `page` show it. It runs by the reference engine, on any Keras backend.
 """
 
 from gpt2.inspection.induction import Induction, find_induction, repeated_tokens
@@ -15,6 +15,7 @@ from gpt2.inspection.interventions import ablate_heads, ablate_neurons, patch, s
 from gpt2.inspection.names import hook_names
 from gpt2.inspection.reading import Inspection, Lens, Predictions, inspect, lens_logits, logit_lens, token_losses
 from gpt2.inspection.running import Activations, Hook, Hooks, run_with_cache, run_with_hooks, with_hooks
+from gpt2.inspection.tracing import patch_effects
 
 __all__ = [
     "Activations",
@@ -32,6 +33,7 @@ __all__ = [
     "lens_logits",
     "logit_lens",
     "patch",
+    "patch_effects",
     "repeated_tokens",
     "run_with_cache",
     "run_with_hooks",

@@ -108,6 +108,20 @@ def heads_figure(inspection: Inspection) -> Figure:
     return figure
 
 
+def effects_figure(inspection: Inspection, effects: np.ndarray) -> Figure:
+    """What `gpt2.inspection.patch_effects` gives by position, for the text that is patched."""
+    _checked(inspection)
+    L, T = effects.shape
+    figure, axes = _figure(1.4 + 0.4 * max(T, 10), 1.4 + 0.32 * L, "Effect of one activation of the other text")
+    axes.imshow(effects, cmap=_colours(), vmin=0, vmax=1, aspect="auto")
+    for (layer, t), effect in np.ndenumerate(effects):
+        colour = "#ffffff" if effect > _DARK_FROM else INK
+        axes.text(t, layer, f"{effect:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    axes.set_yticks(range(L), [f"before layer {n}" for n in range(L)])
+    _words(axes.xaxis, inspection)
+    return figure
+
+
 def induction_figure(induction: Induction) -> Figure:
     """The induction score of each head."""
     L, H = induction.scores.shape

@@ -86,7 +86,7 @@ def inspect(model: Model, prompt: Prompt, *hooks: Hooks, top: int = 5) -> Inspec
     Raises:
         PromptError: several texts, or one that is empty or too long.
     """
-    _, seen = run_with_cache(model, _single(model, prompt), *hooks, names=(*RESIDUALS, "blocks.*.attn.hook_pattern"))
+    _, seen = run_with_cache(model, single(model, prompt), *hooks, names=(*RESIDUALS, "blocks.*.attn.hook_pattern"))
     lens = _lens(model, seen, top)
     losses = np.concatenate([[np.nan], lens.predictions[-1].losses[:-1]])
     ids, spelling = seen.ids[0], speller(model.codec)
@@ -117,7 +117,7 @@ def logit_lens(model: Model, prompt: Prompt, *hooks: Hooks, top: int = 5) -> Len
         hooks: tables of hooks that act while it is computed.
         top: how many of the most probable tokens are kept.
     """
-    _, seen = run_with_cache(model, _single(model, prompt), *hooks, names=RESIDUALS)
+    _, seen = run_with_cache(model, single(model, prompt), *hooks, names=RESIDUALS)
     return _lens(model, seen, top)
 
 
@@ -141,7 +141,12 @@ def speller(codec: Codec | None) -> Callable[[int], str]:
     return spell
 
 
-def _single(model: Model, prompt: Prompt) -> np.ndarray:
+def single(model: Model, prompt: Prompt) -> np.ndarray:
+    """The tokens (1, T) of one text.
+
+    Raises:
+        PromptError: several texts, or one that is empty or too long.
+    """
     ids = checked_ids(model, prompt)
     if len(ids) != 1:
         raise PromptError(f"prompt: expected one text, got {len(ids)}")
