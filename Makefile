@@ -25,8 +25,8 @@ install: $(VENV)/.installed  ## Set up the virtual environment with the package
 test: $(VENV)/.installed-test  ## Set up, then run the tests (under 10 minutes)
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.installed-test  ## The slow tests: large models, many kills and mutations
-	$(BIN)/python -m pytest -m slow --timeout=3600
+test-slow: $(VENV)/.installed-test $(VENV)-lm-eval/.installed  ## The slow tests: large models, many kills and mutations
+	LM_EVAL=$(CURDIR)/$(VENV)-lm-eval/bin/lm_eval $(BIN)/python -m pytest -m slow --timeout=3600
 
 test-reference: $(VENV)/.installed-reference  ## Compare with torch and transformers, which this installs
 	$(BIN)/python -m pytest -m reference
@@ -49,7 +49,7 @@ bench: $(VENV)/.installed-bench  ## Measure beside torch, llama.cpp and CTransla
 	for what in build cold_start decode prefill batch draft sampling train; do $(BIN)/python benchmarks/$$what.py || exit 1; done
 
 clean:  ## Remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build src/*.egg-info
+	rm -rf $(VENV) $(VENV)-lm-eval .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build src/*.egg-info
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,12 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-check: $(VENV)/.installed-test
 	$(PIP) -e '.[test,check]'
+	@touch $@
+
+# Of its own, since it needs a newer pyarrow than TensorFlow's NumPy allows.
+$(VENV)-lm-eval/.installed:
+	$(PYTHON) -m venv $(VENV)-lm-eval
+	$(VENV)-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check 'lm-eval[api]==0.4.13'
 	@touch $@
 
 # torch is taken without its GPU libraries where the index has such a build; see constraints.txt for the version.

@@ -18,6 +18,8 @@ query_model(prompt: 'str | None' = None, *, model: 'str | None' = None, max_toke
 stream_model(prompt: 'str | None' = None, *, model: 'str | None' = None, **options: 'Any') -> 'Iterator[str]'
 query_via_api(request: 'QueryRequest') -> 'QueryResponse'
 list_models_via_api() -> 'ModelList'
+load_model_via_api(name: 'str | None' = None) -> 'LoadedModel'
+unload_model_via_api(name: 'str | None' = None) -> 'LoadedModel'
 train_via_api(request: 'TrainRequest') -> 'TrainResponse'
 start_training(request: 'TrainRequest') -> 'JobStatus'
 list_jobs() -> 'JobList'
@@ -35,6 +37,7 @@ QueryResponse: model: str, samples: tuple[QuerySample, ...], prompt_tokens: int
 QueryEvent: sample: int, text: str, tokens: tuple[QueryToken, ...], finish_reason: str | None
 ModelInfo: name: str, format: str, num_parameters: int, n_ctx: int
 ModelList: models: tuple[ModelInfo, ...]
+LoadedModel: name: str, loaded: bool, engine: str | None, precision: str | None, num_parameters: int | None, n_ctx: int | None
 TrainRequest: training_files: tuple[str, ...], name: str, model: str | None, size: str | None, validation_files: tuple[str, ...], training: TrainingConfig, epochs: float | None, automatic: tuple[str, ...]
 TrainResponse: model: str, log: tuple[LogEntry, ...]
 JobStatus: id: str, name: str, status: str, step: int, steps: int | None, checkpoints: tuple[str, ...], error: str | None, created: int, started: int | None, finished: int | None
@@ -50,6 +53,8 @@ SaveResponse: path: str, format: str, num_parameters: int
 POST /query query QueryRequest QueryResponse
 GET /models query None ModelList
 POST /inspect query InspectRequest InspectResponse
+POST /models/{name}/load query None LoadedModel
+POST /models/{name}/unload admin None LoadedModel
 POST /train train TrainRequest JobStatus
 POST /save train SaveRequest SaveResponse
 GET /jobs train None JobList
@@ -65,11 +70,20 @@ def test_contract() -> None:
     """What others have built on: a change here needs a gpt_core_v3.py, not a new snapshot."""
     lines = [f"API_VERSION = {api.API_VERSION}"]
     functions = (api.query_model, api.stream_model, api.query_via_api, api.list_models_via_api)
+    loading = (api.load_model_via_api, api.unload_model_via_api)
     jobs = (api.start_training, api.list_jobs, api.job_status, api.cancel_job, api.pause_job, api.resume_job)
-    for function in (*functions, api.train_via_api, *jobs, api.job_events, api.inspect_via_api, api.save_model_via_api):
+    for function in (
+        *functions,
+        *loading,
+        api.train_via_api,
+        *jobs,
+        api.job_events,
+        api.inspect_via_api,
+        api.save_model_via_api,
+    ):
         lines.append(f"{function.__name__}{inspect.signature(function)}")
     queries = (api.QueryRequest, api.QueryToken, api.QuerySample, api.QueryResponse, api.QueryEvent)
-    models = (api.ModelInfo, api.ModelList)
+    models = (api.ModelInfo, api.ModelList, api.LoadedModel)
     trainings = (api.TrainRequest, api.TrainResponse, api.JobStatus, api.JobList, api.JobEvent)
     looks = (api.InspectRequest, api.InspectToken, api.InspectGuess, api.InspectStage, api.InspectResponse)
     for kind in (*queries, *models, *trainings, *looks, api.SaveRequest, api.SaveResponse):
@@ -97,6 +111,17 @@ def test_stop_and_options() -> None:
     assert cut == text[: text.index("e")]
     with pytest.raises(ConfigError, match="top_z: no such option"):
         api.query_model("x", top_z=1)
+
+
+def test_models_are_opened_and_closed_on_demand() -> None:
+    opened = api.load_model_via_api()
+    assert opened == api.LoadedModel("bundled", True, opened.engine, "float32", 19_315_456, 512)
+    assert (None, "auto", "float32", None) in api._open
+    assert api.unload_model_via_api() == api.LoadedModel("bundled", loaded=False)
+    assert (None, "auto", "float32", None) not in api._open
+    assert api.query_model("x", max_tokens=1)
+    with pytest.raises(ModelNameError, match="got 'nobody'"):
+        api.load_model_via_api("nobody")
 
 
 def test_models_are_named() -> None:

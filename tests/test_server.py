@@ -548,11 +548,12 @@ def test_no_public_address_without_a_key() -> None:
 # Clients that leave, wait, or are many
 
 
-def test_a_client_that_leaves_is_forgotten_at_once(server: Running) -> None:
+@pytest.mark.parametrize("clients", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_client_that_leaves_is_forgotten_at_once(server: Running, clients: int) -> None:
     post(server, "/v1/completions", {"prompt": "x", "max_tokens": 5})
     wait_for(lambda: figure(server, "gpt2_texts_writing") == 0)
     files, threads = server.open_files(), server.threads()
-    for n in range(60):
+    for n in range(clients):
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         body = json.dumps({"prompt": "Once", "max_tokens": 500, "n": 2, "stream": n % 2 == 0})
         connection.request("POST", "/v1/completions", body, JSON)
@@ -575,9 +576,10 @@ def test_a_full_queue_says_when_to_come_again(home: Path) -> None:
         assert error_of(response)["code"] == "queue_full"
 
 
-def test_slow_connections_do_not_stop_others(server: Running) -> None:
+@pytest.mark.parametrize("connections", [200, pytest.param(500, marks=pytest.mark.slow)])
+def test_slow_connections_do_not_stop_others(server: Running, connections: int) -> None:
     slow = []
-    for n in range(200):
+    for n in range(connections):
         connection = socket.create_connection(("127.0.0.1", server.port))
         if n % 2:
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ")

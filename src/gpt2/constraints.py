@@ -41,6 +41,7 @@ class Constraint:
         if codec.end_of_text is None:
             raise ConfigError("regex, json_schema: expected a vocabulary with <|endoftext|>, got one without")
         self._n_vocab, self._end = n_vocab, codec.end_of_text
+        self._name = "regex" if json_schema is None else "json_schema"
         if json_schema is not None:
             try:
                 grammar = LLMatcher.grammar_from_json_schema(json.loads(json_schema), overrides=_JSON)
@@ -50,8 +51,7 @@ class Constraint:
             grammar = LLMatcher.grammar_from_regex(regex or "")
         self._matcher = LLMatcher(_tokenizer(codec, n_vocab), grammar, log_level=0)
         if self._matcher.is_error():
-            name = "regex" if json_schema is None else "json_schema"
-            raise ConfigError(f"{name}: cannot be used: {self._matcher.get_error()}")
+            raise ConfigError(f"{self._name}: cannot be used: {self._matcher.get_error()}")
         self._bits = np.zeros(-(-n_vocab // 32), np.int32)
         self.complete = bool(self._matcher.is_stopped())
         """Whether nothing can follow but the end."""
@@ -62,22 +62,30 @@ class Constraint:
 
         Raises:
             GenerationError: no token may.
+            ConfigError: the constraint takes too much to follow.
         """
         if self._next is None:
             self._compute()
         else:
             self._next.result()
         allowed = np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._n_vocab].view(bool)
-        if self._matcher.is_error() or not allowed.any():
-            raise GenerationError(f"constraint: no token can follow: {self._matcher.get_error() or 'a dead end'}")
+        self._check()
+        if not allowed.any():
+            raise GenerationError("constraint: no token can follow: a dead end")
         return np.where(allowed, logits, logits.dtype.type(-np.inf))
 
     def accept(self, token: int) -> None:
         """The text goes on with a token that was allowed; `<|endoftext|>` ends it."""
         if token != self._end and not self._matcher.consume_token(token):
+            self._check()
             raise GenerationError(f"constraint: token {token} was not allowed")
         self.complete = bool(self._matcher.is_stopped())
         self._next = None if self.complete else _beside().submit(self._compute)
+
+    def _check(self) -> None:
+        if self._matcher.is_error():  # one of llguidance's limits, which keep an expression from taking hours
+            why = (self._matcher.get_error() or "").splitlines() or ["?"]
+            raise ConfigError(f"{self._name}: takes too much to follow: {why[0]}")
 
     def _compute(self) -> None:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)

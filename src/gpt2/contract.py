@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt2.config import GenerationConfig
 from gpt2.continuation import Completion, Piece
+from gpt2.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -94,4 +95,24 @@ class Events:
     """Nothing."""
 
 
-Route = Call | Writing | Events
+@dataclass(frozen=True)
+class Opening:
+    """A route that opens a model, or closes it: the path's `name` says which."""
+
+    method: str
+    """POST."""
+    path: str
+    """Below the version, such as `/models/{name}/load`."""
+    scope: str
+    """Who may."""
+    response: type
+    """What goes out."""
+    opens: bool
+    """Or closes, which is refused while requests use it."""
+    answer: Callable[[str, LanguageModel | None], Any]
+    """The response, from the model's name and the model, if it is open now."""
+    request: type | None = None
+    """Nothing."""
+
+
+Route = Call | Writing | Events | Opening

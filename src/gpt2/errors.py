@@ -10,7 +10,9 @@
     │   ├── CheckpointFormatError         not a checkpoint, a broken file, or a format that is refused
     │   └── TensorMismatchError           tensors missing, unexpected, misshapen or not finite
     ├── ModelNameError (ValueError)       a model's name that the store does not accept or does not know
-    │   └── NameTakenError                a name that something else has already
+    │   ├── NameTakenError                a name that something else has already
+    │   └── ModelLockedError              a model that somebody else is writing now
+    ├── ModelInUseError                   a model that cannot be closed, since requests use it
     ├── DownloadError                     the network or the server failed; trying again may help
     │   └── IntegrityError                what arrived is not what was asked for; trying again will not help
     ├── TrainingError                     training data or a training run that cannot go on
@@ -72,6 +74,14 @@ class ModelNameError(GPT2Error, ValueError):
 
 class NameTakenError(ModelNameError):
     """A name that something else has already."""
+
+
+class ModelLockedError(ModelNameError):
+    """Somebody else is writing the model of that name now."""
+
+
+class ModelInUseError(GPT2Error):
+    """A model cannot be closed while requests use it."""
 
 
 class JobError(GPT2Error):

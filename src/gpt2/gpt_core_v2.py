@@ -21,7 +21,7 @@ from gpt2 import checkpoints, store
 from gpt2.codec import Codec, codec_for
 from gpt2.config import GenerationConfig, GPT2Config, SamplingConfig, TrainingConfig, size_name
 from gpt2.continuation import Completion, Piece
-from gpt2.contract import Call, Events, Question, Route, Writing
+from gpt2.contract import Call, Events, Opening, Question, Route, Writing
 from gpt2.errors import ConfigError, GPT2Error, JobError, ModelNameError, NameTakenError, PromptError
 from gpt2.language_model import LanguageModel, open_model
 
@@ -45,7 +45,11 @@ MAX_INSPECTED_TOP = 20
 class QueryRequest:
     """A prompt, and how it is to be continued."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}  # for servers that check by pydantic
+    __pydantic_config__: ClassVar[Any] = {
+        "extra": "forbid",
+        "strict": True,
+        "use_attribute_docstrings": True,
+    }  # for servers that check by pydantic
 
     prompt: str | tuple[int, ...] | None = None
     """Text, token ids, or None for unconditional text."""
@@ -166,10 +170,28 @@ class ModelList:
 
 
 @dataclass(frozen=True)
+class LoadedModel:
+    """Whether a model is open, and by what."""
+
+    name: str
+    """As it was asked for."""
+    loaded: bool
+    """Whether it answers without being opened first."""
+    engine: str | None = None
+    """What runs it: `litert` or `keras`."""
+    precision: str | None = None
+    """Of its weights there."""
+    num_parameters: int | None = None
+    """How many numbers it has learnt."""
+    n_ctx: int | None = None
+    """How many tokens it sees at once."""
+
+
+@dataclass(frozen=True)
 class TrainRequest:
     """What to train."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
     training_files: tuple[str, ...]
     """Files or folders of any kind that `gpt2 prepare` reads, or one folder that it has made."""
@@ -255,7 +277,7 @@ class JobEvent:
 class SaveRequest:
     """What to save where."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
     model: str
     """A name that `train_via_api` gave, a name in the store, or a folder."""
@@ -283,7 +305,7 @@ class SaveResponse:
 class InspectRequest:
     """A text to look into."""
 
-    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "strict": True, "use_attribute_docstrings": True}
 
     prompt: str | tuple[int, ...]
     """Text or token ids, at most 256; nothing is put before it."""
@@ -408,6 +430,23 @@ def query_via_api(request: QueryRequest) -> QueryResponse:
 def list_models_via_api() -> ModelList:
     """The bundled model and those in the store."""
     return ModelList(tuple(_info(name) for name in (store.BUNDLED, *store.list_models())))
+
+
+def load_model_via_api(name: str | None = None) -> LoadedModel:
+    """Open a model now, so that the first request for it need not wait; it stays open as after a request.
+
+    Raises:
+        GPT2Error: there is no such model, or it cannot be read.
+    """
+    return _loaded(store.BUNDLED if name is None else name, _opened(name, {}))
+
+
+def unload_model_via_api(name: str | None = None) -> LoadedModel:
+    """Close a model, whose memory is free then; one that was trained here and not saved stays."""
+    with _lock:
+        for key in [key for key in _open if key[0] == name]:
+            del _open[key]
+    return _loaded(store.BUNDLED if name is None else name, None)
 
 
 def train_via_api(request: TrainRequest) -> TrainResponse:
@@ -633,6 +672,13 @@ def _info(name: str) -> ModelInfo:
     return ModelInfo(name, found.format, found.config.num_parameters, found.config.n_ctx)
 
 
+def _loaded(name: str, model: LanguageModel | None) -> LoadedModel:
+    if model is None:
+        return LoadedModel(name, loaded=False)
+    engine = model.engine
+    return LoadedModel(name, True, engine.name, engine.precision, model.num_parameters, model.config.n_ctx)
+
+
 def _ask(job_id: str, wanted: str) -> JobStatus:
     from gpt2.jobs.records import Records
     from gpt2.jobs.supervisor import supervise
@@ -745,12 +791,15 @@ def _inspector() -> Inspector:
 
 def _save_in_store(request: SaveRequest) -> SaveResponse:
     """Save a model, or a job's checkpoint, under another name in the store (`path`)."""
-    source, target = store.resolve_name(request.model), store.folder_of(request.path)
-    if target.exists():
-        raise NameTakenError(f"path: {request.path} is taken; choose another name")
-    config, tensors = checkpoints.read(source)
-    codec = codec_for(source, config.n_vocab)
-    checkpoints.write(target, config, tensors, format=request.format, codec=codec, dtype=request.dtype)
+    from gpt2.jobs.records import Records
+
+    source = store.resolve_name(request.model)
+    with store.writing(request.path) as target:
+        if target.exists() or Records().is_promised(request.path):
+            raise NameTakenError(f"path: {request.path} is taken; choose another name")
+        config, tensors = checkpoints.read(source)
+        codec = codec_for(source, config.n_vocab)
+        checkpoints.write(target, config, tensors, format=request.format, codec=codec, dtype=request.dtype)
     return SaveResponse(request.path, request.format, config.num_parameters)
 
 
@@ -758,6 +807,8 @@ ROUTES: tuple[Route, ...] = (
     Writing("POST", "/query", "query", QueryRequest, QueryResponse, QueryEvent, _question, _answer, _event),
     Call("GET", "/models", "query", list_models_via_api, None, ModelList),
     Call("POST", "/inspect", "query", _inspect_in_store, InspectRequest, InspectResponse, uses_default=True),
+    Opening("POST", "/models/{name}/load", "query", LoadedModel, True, _loaded),
+    Opening("POST", "/models/{name}/unload", "admin", LoadedModel, False, _loaded),
     Call("POST", "/train", "train", _start_training_on_uploads, TrainRequest, JobStatus),
     Call("POST", "/save", "train", _save_in_store, SaveRequest, SaveResponse),
     Call("GET", "/jobs", "train", list_jobs, None, JobList),

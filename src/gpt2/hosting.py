@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpt2 import store
 from gpt2.batch import MAX_ROWS
-from gpt2.errors import CancelledError, QueueFullError
+from gpt2.errors import CancelledError, ModelInUseError, QueueFullError
 from gpt2.language_model import LanguageModel, open_model
 from gpt2.scheduler import MAX_WAITING, Scheduler
 
@@ -86,9 +86,11 @@ class Host:
         key = self._key(name)
         with self._changing:
             hosted = self._open.get(key)
-            if hosted is not None:
-                self._open.move_to_end(key)
-                hosted.users += 1
+            if hosted is None or not hosted.scheduler.alive:
+                self._open.pop(key, None)  # one whose thread has ended is opened anew
+                return None
+            self._open.move_to_end(key)
+            hosted.users += 1
             return hosted
 
     def give_back(self, hosted: Hosted) -> None:
@@ -105,6 +107,40 @@ class Host:
         """Those that are open now."""
         with self._changing:
             return list(self._open.values())
+
+    def close_model(self, name: str) -> bool:
+        """Close a model that nobody uses; whether it was open.
+
+        Raises:
+            ModelNameError: there is none of that name.
+            ModelInUseError: somebody uses it.
+        """
+        key = self._key(name)
+        with self._changing:
+            hosted = self._open.get(key)
+            if hosted is None:
+                return False
+            if hosted.users:
+                raise ModelInUseError(f"model: {name} is being used by {hosted.users} requests; try again later")
+            del self._open[key]
+        hosted.scheduler.close()
+        return True
+
+    def revive(self) -> bool:
+        """Open models anew whose threads have ended, and the default one where none is open; whether there were such.
+
+        Raises:
+            GPT2Error: a model cannot be opened; those whose threads have ended are closed nevertheless.
+        """
+        with self._changing:
+            dead = [key for key, hosted in self._open.items() if not hosted.scheduler.alive]
+            names = [self._open.pop(key).model.name for key in dead]
+            wanted = names if self._open or names else [self.default]
+            if self._closed:
+                return False
+        for name in wanted:
+            self.give_back(self.open_and_take(name))
+        return bool(wanted)
 
     def close(self) -> None:
         """Give up all requests and close all models."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -110,6 +111,7 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closed = False
         self._held = False  # the cache was full: nobody joins before somebody has left
+        self._stepping: float | None = None  # since when the engine has been at a step
         self._thread = threading.Thread(target=self._run, name="gpt2-scheduler", daemon=True)
         self._thread.start()
 
@@ -153,6 +155,12 @@ class Scheduler:
         with self._changed:
             return self._writing, sum(map(len, self._waiting))
 
+    @property
+    def stuck_seconds(self) -> float:
+        """How long the engine has been at its present step; 0 between steps."""
+        since = self._stepping
+        return 0.0 if since is None else time.monotonic() - since
+
     def wake(self) -> None:
         """Look at requests that were given up."""
         with self._changed:
@@ -174,6 +182,19 @@ class Scheduler:
     # The scheduler's thread
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # a bug; nobody may wait for ever, and `alive` tells whoever hosts it
+            with self._changed:
+                self._closed = True
+                left = set(self._requests.values())
+                self._requests.clear()
+                self._waiting.clear()
+            for request in left:
+                request.deliver(error)
+            raise
+
+    def _work(self) -> None:
         while True:
             with self._changed:
                 self._writing = len(self._batch.samples)
@@ -186,6 +207,7 @@ class Scheduler:
                 self._admit()
                 self._writing = len(self._batch.samples)
             if self._writing:
+                self._stepping = time.monotonic()
                 try:
                     self._step()
                 except CacheFullError as error:
@@ -193,6 +215,8 @@ class Scheduler:
                 except Exception as error:  # nobody may wait for ever, whatever it is
                     self._fail(self._batch.samples, error)
                     self._batch.drop(lambda _: True)
+                finally:
+                    self._stepping = None
 
     def _drop_cancelled(self) -> None:
         gone = [sample for sample, request in self._requests.items() if request.cancelled]

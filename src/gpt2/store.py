@@ -6,6 +6,7 @@ It knows nothing of what is in a model's folder.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -13,14 +14,15 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 import platformdirs
 
-from gpt2.atomic import atomic_folder
+from gpt2.atomic import atomic_folder, locked
 from gpt2.config import SIZE_ALIASES, SIZES
-from gpt2.errors import CheckpointError, CheckpointNotFoundError, ModelNameError
+from gpt2.errors import CheckpointError, CheckpointNotFoundError, ModelLockedError, ModelNameError
 
 BUNDLED = "bundled"
 """The name of the model that the package brings along."""
@@ -105,6 +107,32 @@ def folder_of(name: str) -> Path:
     if folder.is_symlink():
         raise ModelNameError(f"name: {folder} is a link; the store holds folders alone")
     return folder
+
+
+@contextlib.contextmanager
+def writing(name: str, *, wait: bool = False) -> Iterator[Path]:
+    """Keep other processes, and other threads of this one, from writing the model of that name; gives its folder.
+
+    Args:
+        name: see `folder_of`.
+        wait: until nobody else writes it; else that is an error.
+
+    Raises:
+        ModelNameError: not a name.
+        ModelLockedError: somebody else is writing it.
+        CheckpointError: the lock cannot be made.
+    """
+    folder = folder_of(name)
+    lock = home() / ".locks" / folder.name.lower()  # names that differ in case alone are one folder on some systems
+    with contextlib.ExitStack() as stack:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(lock, wait=wait))
+        except BlockingIOError:
+            raise ModelLockedError(f"name: somebody else is writing {name} now; try again later") from None
+        except OSError as error:
+            raise CheckpointError(f"{lock}: cannot be written: {error.strerror or error}") from error
+        yield folder
 
 
 def resolve(name_or_path: str | os.PathLike[str] | None) -> Path:
@@ -234,21 +262,24 @@ def add(path: str | os.PathLike[str], name: str | None = None, *, replace: bool 
     """
     source = Path(os.path.expanduser(path))
     name = os.path.basename(os.path.abspath(source)) if name is None else name
-    target = folder_of(name)
+    folder_of(name)
     if name in SIZE_ALIASES:
         raise ModelNameError(f"name: {name!r} means the released size {SIZE_ALIASES[name]}; choose another")
     if not source.is_dir():
         raise CheckpointNotFoundError(
             f"{source}: expected a model's folder, found {'a file' if source.exists() else 'nothing'}"
         )
-    # Names that differ in case alone are one folder on some systems.
-    twin = next((other for other in list_models() if other.lower() == name.lower()), None)
-    if twin is not None and not (replace and twin == name):
-        raise ModelNameError(f"name: {twin} is taken; remove it first (gpt2 models remove {twin}) or choose another")
-    with atomic_folder(target, replaceable=lambda _: replace) as new:
-        for entry in source.iterdir():
-            if entry.is_file():
-                shutil.copy2(entry, new / entry.name)
+    with writing(name) as target:
+        # Names that differ in case alone are one folder on some systems.
+        twin = next((other for other in list_models() if other.lower() == name.lower()), None)
+        if twin is not None and not (replace and twin == name):
+            raise ModelNameError(
+                f"name: {twin} is taken; remove it first (gpt2 models remove {twin}) or choose another"
+            )
+        with atomic_folder(target, replaceable=lambda _: replace) as new:
+            for entry in source.iterdir():
+                if entry.is_file():
+                    shutil.copy2(entry, new / entry.name)
     return target
 
 
@@ -259,17 +290,17 @@ def remove(name: str) -> None:
         ModelNameError: the store has none of that name.
         CheckpointError: it cannot be removed.
     """
-    target = folder_of(name)
-    if not target.is_dir():
+    if not folder_of(name).is_dir():
         raise ModelNameError(_unknown(name))
-    # Renamed first: a name whose folder is half removed must not be found.
-    doomed = target.with_name(f".{target.name}.removed-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        target.rename(doomed)
-        shutil.rmtree(doomed)
-        remove_builds(target)
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be removed: {error.strerror or error}") from error
+    with writing(name) as target:
+        # Renamed first: a name whose folder is half removed must not be found.
+        doomed = target.with_name(f".{target.name}.removed-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            target.rename(doomed)
+            shutil.rmtree(doomed)
+            remove_builds(target)
+        except OSError as error:
+            raise CheckpointError(f"{target}: cannot be removed: {error.strerror or error}") from error
 
 
 def _unknown(name: str) -> str:

@@ -172,7 +172,8 @@ class _Work:
 
         from gpt2 import gpt
 
-        gpt.save_model(model, store.models_folder() / self.order.name)
+        with store.writing(self.order.name, wait=True) as folder:
+            gpt.save_model(model, folder)
         shutil.rmtree(self.records.path.parent / "prepared" / self.job.id, ignore_errors=True)
         self.records.update(self.job.id, status="succeeded", finished=int(time.time()))
         self.records.say(self.job.id, f"the model {self.order.name} is there")

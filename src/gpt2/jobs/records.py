@@ -198,6 +198,12 @@ class Records:
             query = "SELECT facts FROM jobs WHERE ? IS NULL OR status = ? ORDER BY number"
             return [_read(row[0]) for row in database.execute(query, (status, status))]
 
+    def is_promised(self, name: str) -> bool:
+        """Whether a job that has not ended will write a model of that name."""
+        with self._database() as database:
+            query = "SELECT 1 FROM jobs WHERE name = ? AND status IN (?, ?, ?, ?)"
+            return database.execute(query, (name, *OPEN)).fetchone() is not None
+
     def update(self, job_id: str, **changes: Any) -> Job:
         """Change facts of a job."""
         with self._database() as database:

@@ -7,6 +7,8 @@ sees first that the lock is free.
 from __future__ import annotations
 
 import atexit
+import logging
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,6 +18,8 @@ from gpt2.atomic import locked
 from gpt2.errors import JobError
 from gpt2.jobs.process import lock_path
 from gpt2.jobs.records import Job, Records
+
+log = logging.getLogger("gpt2.jobs")
 
 LOOK_SECONDS = 0.5
 MAX_INTERRUPTIONS = 5
@@ -32,6 +36,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._job_id = ""
         self._asked_at: float | None = None
+        self._last_error = ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gpt2-jobs", daemon=True)
         self._thread.start()
@@ -58,7 +63,14 @@ class Supervisor:
 
     def _run(self) -> None:
         while True:
-            self._look()
+            try:
+                self._look()
+            except (sqlite3.Error, OSError) as error:  # such as a full disk; it may pass
+                if str(error) != self._last_error:
+                    log.warning("jobs cannot be looked after: %s", error)
+                self._last_error = str(error)
+            else:
+                self._last_error = ""
             if self._closed.wait(LOOK_SECONDS):
                 return
 

@@ -6,6 +6,8 @@
     metrics.py      figures for Prometheus
     service.py      what the routes share
     gate.py         what every request passes before any route: host, origin, key, scope, rate, size, log
+    document.py     the OpenAPI document
+    objects.py      OpenAI's objects, for it
     bodies.py       JSON from strangers, checked against a type
     writing.py      from the scheduler's thread to the event loop
     sse.py          server-sent events

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
-import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
@@ -15,21 +14,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-import gpt2
 from gpt2 import store
-from gpt2.contract import Writing
 from gpt2.errors import GPT2Error
 from gpt2.hosting import Host
 from gpt2.jobs.supervisor import stop_supervising, supervise
-from gpt2.server import completions, fine_tuning, playground, versions
-from gpt2.server.bodies import read_json, schema_of, to_json
+from gpt2.server import completions, fine_tuning, objects, playground, versions
+from gpt2.server.bodies import read_json, to_json
+from gpt2.server.document import EVENTS, Document
 from gpt2.server.gate import Gate
 from gpt2.server.keys import Keys
 from gpt2.server.metrics import CONTENT_TYPE, Metrics
 from gpt2.server.problems import Problem, problem_of
 from gpt2.server.service import Service
 from gpt2.server.settings import Settings
-from gpt2.server.writing import leased
+from gpt2.server.writing import LONG_TEXT, apart, leased
+
+log = logging.getLogger("gpt2.server")
 
 
 class TokenizeRequest(BaseModel):
@@ -47,7 +47,7 @@ class DetokenizeRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"tokens": [15496, 995]}]})
 
-    tokens: list[Annotated[int, Field(ge=0, lt=2**31)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
     model: str | None = None
 
 
@@ -70,14 +70,13 @@ def create_app(service: Service) -> Gate:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(supervise)  # jobs that were interrupted go on
+        reviving = asyncio.ensure_future(_revive(service))
         yield
+        reviving.cancel()
         await asyncio.to_thread(stop_supervising)
         await asyncio.to_thread(service.host.close)
 
     app = FastAPI(
-        title="gpt2",
-        version=gpt2.__version__,
-        description="GPT-2 over HTTP. Whatever it writes is synthetic text, and may be wrong, or offensive.",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -87,8 +86,20 @@ def create_app(service: Service) -> Gate:
     app.add_exception_handler(Problem, _say)
     app.add_exception_handler(GPT2Error, _say)
     app.add_exception_handler(HTTPException, _say_http)
+    app.add_exception_handler(Exception, _say)
     _Routes(app, service).add_all()
     return Gate(app, service.settings, service.keys, service.metrics)
+
+
+async def _revive(service: Service) -> None:
+    """Open models anew whose threads have ended, whoever asks for them or not."""
+    while True:
+        await asyncio.sleep(service.settings.revive_seconds)
+        try:
+            if await asyncio.to_thread(service.host.revive):
+                log.warning("a model was opened anew")
+        except Exception:
+            log.exception("a model cannot be opened anew")
 
 
 class _Routes:
@@ -96,45 +107,62 @@ class _Routes:
 
     def __init__(self, app: FastAPI, service: Service) -> None:
         self.app, self.service = app, service
-        self.schemas: dict[str, Any] = {}
+        self.document = Document()
 
     def add_all(self) -> None:
         s = self.service
-        self.add("GET", "/health", self.health, "Whether the process answers.")
-        self.add("GET", "/ready", self.ready, "Whether it can write text now (200) or not (503).")
-        self.add("GET", "/metrics", self.metrics, "Figures for Prometheus.")
+        self.add("GET", "/health", self.health, "Whether the process answers.", None, objects.StatusObject)
+        self.add(
+            "GET", "/ready", self.ready, "Whether it can write text now (200) or not (503).", None, objects.StatusObject
+        )
+        self.add("GET", "/metrics", self.metrics, "Figures for Prometheus.", media="text/plain")
         self.add("GET", "/openapi.json", self.openapi, "This document.")
-        self.add("GET", "/docs", self.docs, "This document as a page.")
+        self.add("GET", "/docs", self.docs, "This document as a page.", media="text/html")
         page = playground.endpoint()
-        self.add("GET", "/", page, "The playground.")
-        self.add("GET", "/page/{name}", page, "What the playground consists of.")
+        self.add("GET", "/", page, "The playground.", media="text/html")
+        self.add("GET", "/page/{name}", page, "What the playground consists of.", media="*/*")
         self.add(
             "POST",
             "/v1/completions",
             completions.endpoint_of(s),
             "Write text (OpenAI's completions).",
             completions.CompletionRequest,
+            objects.CompletionObject,
+            streams=True,
         )
-        self.add("GET", "/v1/models", self.models, "The models that can be asked.")
-        self.add("GET", "/v1/models/{name}", self.model, "One model.")
-        self.add("DELETE", "/v1/models/{name}", self.delete_model, "Remove a model from the store.")
-        for method, path, endpoint, summary, request in fine_tuning.routes(s):
-            self.add(method, path, endpoint, summary, request)
-        self.add("POST", "/tokenize", self.tokenize, "Text to tokens.", TokenizeRequest)
-        self.add("POST", "/detokenize", self.detokenize, "Tokens to text.", DetokenizeRequest)
-        self.add("GET", "/tokenizer_info", self.tokenizer_info, "Special tokens (for lm-eval).")
-        self.add("GET", "/vocabulary", self.vocabulary, "Token -> id, as vocab.json has it (`?model=`).")
+        self.add("GET", "/v1/models", self.models, "The models that can be asked.", None, objects.ModelObjects)
+        self.add("GET", "/v1/models/{name}", self.model, "One model.", None, objects.ModelObject)
+        self.add(
+            "DELETE",
+            "/v1/models/{name}",
+            self.delete_model,
+            "Remove a model from the store.",
+            None,
+            objects.DeletedObject,
+        )
+        for method, path, endpoint, summary, request, response, more in fine_tuning.routes(s):
+            self.add(method, path, endpoint, summary, request, response, **more)
+        self.add("POST", "/tokenize", self.tokenize, "Text to tokens.", TokenizeRequest, objects.TokensObject)
+        self.add("POST", "/detokenize", self.detokenize, "Tokens to text.", DetokenizeRequest, objects.TextObject)
+        self.add(
+            "GET",
+            "/tokenizer_info",
+            self.tokenizer_info,
+            "Special tokens (for lm-eval).",
+            None,
+            objects.TokenizerObject,
+        )
+        self.add(
+            "GET",
+            "/vocabulary",
+            self.vocabulary,
+            "Token -> id, as vocab.json has it.",
+            query={"model": {"type": "string"}},
+        )
         for version, module in versions.VERSIONS.items():
             for route in versions.routes_of(module):
-                doc = (route.question if isinstance(route, Writing) else route.run).__doc__ or route.response.__doc__
-                self.add(
-                    route.method,
-                    f"/{version}{route.path}",
-                    versions.endpoint_of(route, s),
-                    (doc or "").strip().split("\n")[0],
-                    route.request,
-                    route.response,
-                )
+                path = f"/{version}{route.path}"
+                self.add(route.method, path, versions.endpoint_of(route, s), **versions.description_of(route))
 
     def add(
         self,
@@ -144,34 +172,18 @@ class _Routes:
         summary: str,
         request: type | None = None,
         response: type | None = None,
+        **more: Any,
     ) -> None:
-        extra: dict[str, Any] = {}
-        if request is not None:
-            extra["requestBody"] = {"required": True, "content": self._content(request)}
-        if response is not None:
-            extra["responses"] = {"200": {"description": "Done.", "content": self._content(response)}}
+        """Add a route, and enter it in the document (`more` as for `Document.add`)."""
+        self.document.add(method, path, summary, request, response, **more)
 
         async def answer(request: Request) -> Response:
             given: Response = await endpoint(request)
             return given
 
-        self.app.add_api_route(
-            path,
-            answer,
-            methods=[method],
-            summary=summary,
-            name=f"{method} {path}",
-            operation_id=f"{method.lower()}{path.replace('/', '_').replace('{', '').replace('}', '')}",
-            openapi_extra=extra,
-            response_model=None,
-            responses={400: {"description": "The request is wrong; the error names the field."}},
-        )
-
-    def _content(self, kind: type) -> dict[str, Any]:
-        schema = schema_of(kind)
-        self.schemas |= schema.pop("$defs", {})
-        self.schemas[kind.__name__] = schema
-        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{kind.__name__}"}}}
+        # What goes on until something ends has no end to be told of without it.
+        methods = ["GET", "HEAD"] if method == "GET" and more.get("media") != EVENTS else [method]
+        self.app.add_api_route(path, answer, methods=methods, name=f"{method} {path}", response_model=None)
 
     # What answers
 
@@ -181,8 +193,10 @@ class _Routes:
     async def ready(self, _: Request) -> Response:
         hosts = self.service.host.open_models
         dead = [hosted.model.name for hosted in hosts if not hosted.scheduler.alive]
-        if self.service.stopping or dead or not hosts:
-            reason = "stopping" if self.service.stopping else f"dead: {dead}" if dead else "no model is open yet"
+        stuck = [h.model.name for h in hosts if h.scheduler.stuck_seconds > self.service.settings.stuck_seconds]
+        if self.service.stopping or dead or stuck or not hosts:
+            broken = f"not answering: {', '.join(dead + stuck)}" if dead or stuck else "no model is open yet"
+            reason = "stopping" if self.service.stopping else broken
             raise Problem(503, f"not ready: {reason}", code="not_ready", headers={"Retry-After": "1"})
         return JSONResponse({"status": "ready"})
 
@@ -190,18 +204,13 @@ class _Routes:
         return Response(self.service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     async def openapi(self, _: Request) -> Response:
-        return JSONResponse(self._document())
+        return JSONResponse(self.document.value())
 
     async def docs(self, _: Request) -> Response:
         return HTMLResponse(
-            _page(self._document()),
+            self.document.page(),
             headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
         )
-
-    def _document(self) -> dict[str, Any]:
-        document = self.app.openapi()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(self.schemas)
-        return document
 
     async def models(self, _: Request) -> Response:
         names = await asyncio.to_thread(store.list_models)
@@ -225,7 +234,7 @@ class _Routes:
         body = await read_json(request, TokenizeRequest, self.service.settings)
         async with leased(self.service.host, body.model) as hosted:
             codec, limit = completions.codec_of(hosted), hosted.model.config.n_ctx
-            tokens = await asyncio.to_thread(codec.encode, body.prompt)
+            tokens = await apart(len(body.prompt) > LONG_TEXT, codec.encode, body.prompt)
         return Response(
             to_json({"tokens": tokens, "count": len(tokens), "max_model_len": limit}), media_type="application/json"
         )
@@ -233,7 +242,8 @@ class _Routes:
     async def detokenize(self, request: Request) -> Response:
         body = await read_json(request, DetokenizeRequest, self.service.settings)
         async with leased(self.service.host, body.model) as hosted:
-            return JSONResponse({"prompt": completions.codec_of(hosted).decode(body.tokens)})
+            text = await apart(len(body.tokens) > LONG_TEXT, completions.codec_of(hosted).decode, body.tokens)
+            return JSONResponse({"prompt": text})
 
     async def tokenizer_info(self, _: Request) -> Response:
         async with leased(self.service.host, None) as hosted:
@@ -258,31 +268,3 @@ async def _say_http(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code if error.status_code in (404, 405) else 400
     return Problem(status, f"{error.detail}", code="no_such_route", headers=error.headers).response()
-
-
-def _page(document: dict[str, Any]) -> str:
-    """The document as a page without scripts."""
-    parts = []
-    for path, methods in document["paths"].items():
-        for method, facts in methods.items():
-            parts.append(
-                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(facts['summary'])}</p>"
-            )
-            for label, content in (("Body", facts.get("requestBody")), ("Answer", facts["responses"].get("200"))):
-                schema = (content or {}).get("content", {}).get("application/json", {}).get("schema", {})
-                name = schema.get("$ref", "").rpartition("/")[2]
-                if name:
-                    parts.append(f"<h3>{label}</h3>" + _fields(document["components"]["schemas"][name]))
-    style = "body{font:16px/1.5 sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}td{padding:.1rem 1rem .1rem 0;vertical-align:top}pre{background:#8882;padding:.5rem}:root{color-scheme:light dark}"  # noqa: E501
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>gpt2 API</title><style>{style}</style>"
-    return f"{head}<h1>gpt2 API</h1><p>{html.escape(document['info']['description'])}</p>" + "".join(parts)
-
-
-def _fields(schema: dict[str, Any]) -> str:
-    rows = [
-        f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(str(facts.get('default', '')))}</td>"
-        f"<td>{html.escape(facts.get('description', ''))}</td></tr>"
-        for name, facts in schema.get("properties", {}).items()
-    ]
-    examples = [f"<pre>{html.escape(json.dumps(example))}</pre>" for example in schema.get("examples", [])]
-    return f"<table><tr><th>field<th>default<th></tr>{''.join(rows)}</table>{''.join(examples)}"

@@ -24,13 +24,17 @@ from gpt2.server.problems import Problem, problem_of
 from gpt2.server.service import Service
 from gpt2.server.settings import Settings
 from gpt2.server.sse import event, event_stream
-from gpt2.server.writing import Texts, leased, while_connected
+from gpt2.server.writing import LONG_TEXT, Texts, apart, leased, while_connected
 
 INFILL_CANDIDATES = 8
 """Texts that are written for a `suffix` where best_of asks for no number."""
 
+LONGEST_TOKEN = 128
+"""Bytes, in GPT-2's vocabulary: what is longer than so many times the context is not even encoded."""
+
 _Id = Annotated[int, Field(ge=0, lt=2**31)]
-_TokenPrompt = Annotated[list[_Id], Field(min_length=1)]
+_TokenPrompt = Annotated[list[_Id], Field(min_length=1, max_length=1 << 18, fail_fast=True)]
+_MAX_PROMPTS = 2048  # as OpenAI has it
 
 
 class StreamOptions(BaseModel):
@@ -56,8 +60,8 @@ class CompletionRequest(BaseModel):
     prompt: (
         str
         | _TokenPrompt
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[_TokenPrompt], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[_TokenPrompt], Field(min_length=1, max_length=_MAX_PROMPTS, fail_fast=True)]
         | None
     ) = Field(None, description="Text, texts, token ids, or rows of them; by default a new document.")
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(16, description="Tokens to write at most.")
@@ -99,12 +103,7 @@ def check_budget(prompts: Sequence[Sequence[int]], config: GenerationConfig, set
     Raises:
         Problem: too many texts or tokens, or stop strings too long.
     """
-    choices = len(prompts) * config.num_samples
-    if choices > settings.max_choices:
-        message = (
-            f"n: expected at most {settings.max_choices} texts in a request (prompts times best_of), got {choices}"
-        )
-        raise Problem(400, message, param="n", code="too_many_choices")
+    check_choices(len(prompts), config.num_samples, settings)
     tokens = config.num_samples * sum(len(prompt) + config.max_tokens for prompt in prompts)
     if tokens > settings.max_total_tokens:
         limit = settings.max_total_tokens
@@ -113,6 +112,16 @@ def check_budget(prompts: Sequence[Sequence[int]], config: GenerationConfig, set
     if any(len(stop) > settings.max_stop_length for stop in config.stop) or len(config.stop) > 16:
         message = f"stop: expected at most 16 strings of {settings.max_stop_length} characters"
         raise Problem(400, message, param="stop")
+
+
+def check_choices(prompts: int, samples: int, settings: Settings) -> None:
+    """As `check_budget`, of what is known before the prompts are encoded."""
+    choices = prompts * samples
+    if choices > settings.max_choices:
+        message = (
+            f"n: expected at most {settings.max_choices} texts in a request (prompts times best_of), got {choices}"
+        )
+        raise Problem(400, message, param="n", code="too_many_choices")
 
 
 def codec_of(hosted: Hosted) -> Codec:
@@ -145,10 +154,12 @@ class Job:
             raise Problem(400, "suffix: expected no echo and some max_tokens beside it", param="suffix")
         if body.stream_options is not None and not body.stream:
             raise Problem(400, "stream_options: expected stream = true beside it", param="stream_options")
-        self.prompts = self._prompts()
         candidates = self.best_of
         if body.suffix and body.temperature != 0:
             candidates = max(self.best_of, INFILL_CANDIDATES)
+        rows = self._rows()
+        check_choices(len(rows), candidates, settings)
+        self.prompts = self._prompts(rows)
         ranked = candidates > self.n or bool(body.suffix)
         self.config = self._config(candidates, 0 if ranked and body.logprobs is None else body.logprobs)
         check_budget(self.prompts, self.config, settings)
@@ -160,9 +171,11 @@ class Job:
         """What the tokens mean."""
         return codec_of(self.hosted)
 
-    def _prompts(self) -> list[list[int]]:
+    def _rows(self) -> list[Any]:
         given: Any = self.body.prompt
-        rows: list[Any] = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+        return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+
+    def _prompts(self, rows: list[Any]) -> list[list[int]]:
         prompts: list[list[int]] = []
         for row in rows:
             if isinstance(row, list):
@@ -170,6 +183,9 @@ class Job:
                 if bad is not None:
                     message = f"prompt: expected tokens from 0 to {self.hosted.model.config.n_vocab - 1}, got {bad}"
                     raise Problem(400, message, param="prompt", code="invalid_token")
+            elif row and len(row) > LONGEST_TOKEN * self.hosted.model.config.n_ctx:
+                message = f"prompt: {len(row):,} characters do not fit into {self.hosted.model.config.n_ctx} tokens"
+                raise Problem(400, message, param="prompt", code="context_length_exceeded")
             prompts.append(row if isinstance(row, list) else self.codec.encode(row) if row else self._start())
         return prompts
 
@@ -325,16 +341,23 @@ def endpoint_of(service: Service) -> Any:
 
 async def _answer(body: CompletionRequest, service: Service) -> Response:
     async with leased(service.host, body.model) as hosted:
-        job = Job(body, hosted, service.settings)
+        job = await apart(_is_long(body), Job, body, hosted, service.settings)
         kept, usage = await _write(job, service)
         choices = [choice.object(index) for index, choice in enumerate(kept)]
         return Response(to_json({**job.head(), "choices": choices, "usage": usage}), media_type="application/json")
 
 
+def _is_long(body: CompletionRequest) -> bool:
+    """Whether encoding its prompts takes a while."""
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt or ()
+    texts = [text for text in (*prompts, body.suffix) if isinstance(text, str)]
+    return sum(map(len, texts)) > LONG_TEXT
+
+
 async def _write(job: Job, service: Service) -> tuple[list[Choice], dict[str, int]]:
     """The choices that are given, best first where they were ranked, those of the first prompt first."""
     rows = [[job.new_choice() for _ in range(job.config.num_samples)] for _ in job.prompts]
-    texts = Texts(job.hosted, job.prompts, job.config)
+    texts = await Texts.begun(job.hosted, job.prompts, job.config)
     try:
         seen: set[tuple[int, int]] = set()
         async for number, piece in texts:
@@ -360,7 +383,7 @@ async def _fitting(job: Job, prompt: list[int], row: list[Choice]) -> list[Choic
     whole = [prompt + job.codec.encode(choice.text) + suffix for choice in row]
     fits = [n for n, tokens in enumerate(whole) if len(tokens) <= job.hosted.model.config.n_ctx]
     config = GenerationConfig(max_tokens=0, echo=True, logprobs=0, context="error")
-    texts = Texts(job.hosted, [whole[n] for n in fits], config)
+    texts = await Texts.begun(job.hosted, [whole[n] for n in fits], config)
     try:
         scored = await texts.completions()
     finally:
@@ -378,7 +401,7 @@ async def _begin_stream(body: CompletionRequest, service: Service) -> StreamingR
 
 async def _stream(body: CompletionRequest, service: Service) -> AsyncIterator[bytes]:
     async with leased(service.host, body.model) as hosted:
-        job = Job(body, hosted, service.settings)
+        job = await apart(_is_long(body), Job, body, hosted, service.settings)
         with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
 
         def chunk(choices: list[dict[str, Any]], usage: Mapping[str, int] | None = None) -> bytes:
@@ -391,7 +414,7 @@ async def _stream(body: CompletionRequest, service: Service) -> AsyncIterator[by
             for index, choice in enumerate(kept):
                 yield chunk([choice.object(index)])
         else:
-            texts = Texts(hosted, job.prompts, job.config)
+            texts = await Texts.begun(hosted, job.prompts, job.config)
             yield b""  # from here on it is an answer
             rows: dict[int, Choice] = {}
             try:

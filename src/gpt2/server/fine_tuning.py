@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import re
 import secrets
 import shutil
@@ -23,7 +22,9 @@ from gpt2.config import TrainingConfig
 from gpt2.errors import JobError
 from gpt2.jobs.records import Event, File, Job, Order, Records
 from gpt2.jobs.supervisor import supervise
+from gpt2.server import objects
 from gpt2.server.bodies import read_json, too_large
+from gpt2.server.document import FILES_PAGE, PAGE, PURPOSES, UPLOAD
 from gpt2.server.problems import Problem
 from gpt2.server.service import Service
 from gpt2.server.settings import Settings
@@ -89,24 +90,47 @@ class FineTuningRequest(BaseModel):
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def routes(service: Service) -> list[tuple[str, str, _Endpoint, str, type | None]]:
-    """Method, path, endpoint, summary and body of each route."""
+_Line = tuple[str, str, _Endpoint, str, type | None, type | None, dict[str, Any]]
+
+
+def routes(service: Service) -> list[_Line]:
+    """Method, path, endpoint, summary, body and answer of each route, and what else the document says."""
     r = _Routes(service.settings)
-    jobs, job = "/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/{job_id}"
+    file, job = "/v1/files/{file_id}", "/v1/fine_tuning/jobs/{job_id}"
+    jobs, page, upload = "/v1/fine_tuning/jobs", {"query": PAGE}, {"form": UPLOAD}
+    cancel, pause, resume = (r.asking(wanted) for wanted in ("cancel", "pause", "run"))
+    events, checkpoints = objects.JobEventObjects, objects.CheckpointObjects
+    upload_says = "Upload a file to train on (multipart: file, purpose)."
     return [
-        ("POST", "/v1/files", r.upload, "Upload a file to train on (multipart: file, purpose).", None),
-        ("GET", "/v1/files", r.files, "The uploaded files.", None),
-        ("GET", "/v1/files/{file_id}", r.file, "An uploaded file's facts.", None),
-        ("GET", "/v1/files/{file_id}/content", r.content, "An uploaded file itself.", None),
-        ("DELETE", "/v1/files/{file_id}", r.delete, "Remove an uploaded file.", None),
-        ("POST", jobs, r.create, "Fine-tune a model.", FineTuningRequest),
-        ("GET", jobs, r.jobs, "The fine-tuning jobs.", None),
-        ("GET", job, r.job, "How it stands with a job.", None),
-        ("POST", job + "/cancel", r.asking("cancel"), "End a job; its checkpoints stay.", None),
-        ("POST", job + "/pause", r.asking("pause"), "Let a job save a checkpoint and wait.", None),
-        ("POST", job + "/resume", r.asking("run"), "Let a job that pauses go on.", None),
-        ("GET", job + "/events", r.events, "What a job has said, the newest first.", None),
-        ("GET", job + "/checkpoints", r.checkpoints, "A job's checkpoints, which can be asked.", None),
+        ("POST", "/v1/files", r.upload, upload_says, None, objects.FileObject, upload),
+        ("GET", "/v1/files", r.files, "The uploaded files.", None, objects.FileObjects, {"query": FILES_PAGE}),
+        ("GET", file, r.file, "An uploaded file's facts.", None, objects.FileObject, {}),
+        (
+            "GET",
+            file + "/content",
+            r.content,
+            "An uploaded file itself.",
+            None,
+            None,
+            {"media": "application/octet-stream"},
+        ),
+        ("DELETE", file, r.delete, "Remove an uploaded file.", None, objects.DeletedObject, {}),
+        ("POST", jobs, r.create, "Fine-tune a model.", FineTuningRequest, objects.JobObject, {}),
+        ("GET", jobs, r.jobs, "The fine-tuning jobs.", None, objects.JobObjects, page),
+        ("GET", job, r.job, "How it stands with a job.", None, objects.JobObject, {}),
+        ("POST", job + "/cancel", cancel, "End a job; its checkpoints stay.", None, objects.JobObject, {}),
+        ("POST", job + "/pause", pause, "Let a job save a checkpoint and wait.", None, objects.JobObject, {}),
+        ("POST", job + "/resume", resume, "Let a job that pauses go on.", None, objects.JobObject, {}),
+        ("GET", job + "/events", r.events, "What a job has said, the newest first.", None, events, page),
+        (
+            "GET",
+            job + "/checkpoints",
+            r.checkpoints,
+            "A job's checkpoints, which can be asked.",
+            None,
+            checkpoints,
+            page,
+        ),
     ]
 
 
@@ -128,10 +152,10 @@ class _Routes:
             upload, purpose = form.get("file"), form.get("purpose")
             if not isinstance(upload, UploadFile):
                 raise Problem(400, "file: expected a file in the form", param="file")
-            if not isinstance(purpose, str) or not re.fullmatch("[a-z_-]{1,40}", purpose):
-                raise Problem(400, "purpose: expected one, such as fine-tune", param="purpose")
+            if purpose not in PURPOSES:
+                raise Problem(400, f"purpose: expected one of {', '.join(PURPOSES)}", param="purpose")
             name = (upload.filename or "upload").encode("utf-8", "replace").decode()
-            file = await asyncio.to_thread(self._keep, upload, name, purpose)
+            file = await asyncio.to_thread(self._keep, upload, name, str(purpose))
         return JSONResponse(_file(file))
 
     def _keep(self, upload: UploadFile, name: str, purpose: str) -> File:
@@ -141,18 +165,19 @@ class _Routes:
             with path.open("wb") as target:
                 shutil.copyfileobj(upload.file, target, 1 << 20)
             return self.records.add_file(path, name, purpose)
-        except OSError as error:
+        except BaseException:
             if path is not None:
                 path.unlink(missing_ok=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Problem(507, "file: there is no room left on the disk", code="disk_full") from None
             raise
 
     async def files(self, request: Request) -> Response:
         found = await asyncio.to_thread(self.records.files)
         purpose = request.query_params.get("purpose")
         rows = [_file(file) for file in found if purpose is None or file.purpose == purpose]
-        if request.query_params.get("order", "desc") != "asc":
+        order = request.query_params.get("order", "desc")
+        if order not in ("asc", "desc"):
+            raise Problem(400, f"order: expected asc or desc, got {order!r:.20}", param="order")
+        if order == "desc":
             rows.reverse()
         return _page(request, rows, most=10_000)
 

@@ -40,6 +40,8 @@ ACCESS: tuple[tuple[str, str, str], ...] = (
     ("*", r"/v1/files(/[^/]*(/content)?)?", "train"),
     ("*", r"/v1/fine_tuning/jobs(/[^/]*(/(cancel|pause|resume|events|checkpoints))?)?", "train"),
     ("*", r"/v\d+/(query|models|inspect)", "query"),
+    ("POST", r"/v\d+/models/[^/]*/load", "query"),
+    ("POST", r"/v\d+/models/[^/]*/unload", "admin"),
     ("*", r"/v\d+/(train|save|jobs(/[^/]*(/(cancel|pause|resume|events))?)?)", "train"),
 )
 """Method (`*` for any), pattern of the whole path, and who may."""
@@ -143,8 +145,9 @@ class Gate:
         Raises:
             Problem: it is refused.
         """
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
-            raise Problem(431, f"headers: expected at most {MAX_HEAD_BYTES:,} bytes", code="headers_too_large")
+        line = len(scope.get("raw_path") or b"") + len(scope.get("query_string", b""))
+        if line + sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            raise Problem(431, f"head: expected at most {MAX_HEAD_BYTES:,} bytes", code="headers_too_large")
         host = headers.get("host", "").lower()
         name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
         if name not in self.settings.hosts:

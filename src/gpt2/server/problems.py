@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +21,8 @@ from gpt2.errors import (
     GPT2Error,
     JobError,
     JobStateError,
+    ModelInUseError,
+    ModelLockedError,
     ModelNameError,
     NameTakenError,
     PromptError,
@@ -81,6 +85,8 @@ def problem_of(error: BaseException) -> Problem:
     """What a client is told of an error; of one that nobody foresaw, nothing."""
     if isinstance(error, Problem):
         return error
+    if is_disk_full(error):
+        return Problem(507, "there is no room left on the server's disk", code="disk_full")
     if isinstance(error, GPT2Error):
         message = " ".join(str(error).split())
         named = re.match(r"([a-z_]+)[:,]", message)
@@ -95,11 +101,24 @@ def problem_of(error: BaseException) -> Problem:
     )
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or what it came from, is that a disk is full, or somebody's part of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 _KINDS: tuple[tuple[type[GPT2Error], int, str | None], ...] = (
     (ContextLengthError, 400, "context_length_exceeded"),
     (PromptError, 400, "invalid_prompt"),
     (CodecError, 400, "invalid_text"),
     (NameTakenError, 409, "name_taken"),
+    (ModelLockedError, 409, "model_locked"),
+    (ModelInUseError, 409, "model_in_use"),
     (JobStateError, 409, "wrong_state"),
     (JobError, 404, "not_found"),
     (ModelNameError, 404, "model_not_found"),

@@ -48,6 +48,10 @@ class Settings:
     """For a request to be answered."""
     grace_seconds: float = 25.0
     """On SIGTERM: for requests that are being answered."""
+    revive_seconds: float = 2.0
+    """Between two looks whether a model has to be opened anew."""
+    stuck_seconds: float = 60.0
+    """A step that takes longer means that the server is not ready."""
     max_choices: int = 128
     """Texts of one request: prompts times best_of (or n)."""
     max_total_tokens: int = 1 << 18

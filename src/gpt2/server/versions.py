@@ -14,13 +14,16 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gpt2.contract import Call, Events, Question, Route, Writing
+from gpt2 import store
+from gpt2.contract import Call, Events, Opening, Question, Route, Writing
+from gpt2.hosting import Hosted
 from gpt2.server.bodies import read_json, to_json
 from gpt2.server.completions import check_budget
+from gpt2.server.document import EVENTS, EVENTS_AFTER
 from gpt2.server.problems import Problem, problem_of
 from gpt2.server.service import Service
 from gpt2.server.sse import event, event_stream
-from gpt2.server.writing import Texts, leased, while_connected
+from gpt2.server.writing import LONG_TEXT, Texts, apart, leased, store_name, while_connected
 
 VERSIONS: Mapping[str, str] = {"v2": "gpt2.gpt_core_v2"}
 """The first part of the path -> the module with the contract."""
@@ -41,7 +44,21 @@ def endpoint_of(route: Route, service: Service) -> Endpoint:
     """What answers a route."""
     if isinstance(route, Writing):
         return _writing(route, service)
+    if isinstance(route, Opening):
+        return _opening(route, service)
     return _events(route, service) if isinstance(route, Events) else _call(route, service)
+
+
+def description_of(route: Route) -> dict[str, Any]:
+    """What `Document.add` takes of a route."""
+    does = {Writing: "question", Opening: "answer"}.get(type(route), "run")
+    summary = getattr(route, does).__doc__ or route.response.__doc__ or ""
+    if isinstance(route, Opening):
+        summary = "Open a model now." if route.opens else "Close a model that no request uses."
+    facts = {"summary": summary.strip().split("\n")[0], "request": route.request, "response": route.response}
+    if isinstance(route, Events):
+        return {"summary": facts["summary"], "query": EVENTS_AFTER, "media": EVENTS}
+    return facts | {"streams": isinstance(route, Writing)}
 
 
 def _call(route: Call, service: Service) -> Endpoint:
@@ -50,6 +67,19 @@ def _call(route: Call, service: Service) -> Endpoint:
         if route.uses_default and given[0].model is None:
             given[0] = dataclasses.replace(given[0], model=service.host.default)
         return _json(await asyncio.to_thread(route.run, *given, **request.path_params))
+
+    return endpoint
+
+
+def _opening(route: Opening, service: Service) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        name = store_name(request.path_params["name"])
+        if not route.opens:
+            store.resolve_name(name)
+            await asyncio.to_thread(service.host.close_model, name)
+            return _json(route.answer(name, None))
+        async with leased(service.host, name) as hosted:
+            return _json(route.answer(name, hosted.model))
 
     return endpoint
 
@@ -96,9 +126,9 @@ def _writing(route: Writing, service: Service) -> Endpoint:
 
 async def _answer(route: Writing, question: Question, service: Service) -> Response:
     async with leased(service.host, question.model) as hosted:
-        prompts = hosted.model.prompt_tokens(question.prompt)
+        prompts = await _prompts(hosted, question)
         check_budget(prompts, question.config, service.settings)
-        texts = Texts(hosted, prompts, question.config)
+        texts = await Texts.begun(hosted, prompts, question.config)
         try:
             completions = (await texts.completions())[0]
         finally:
@@ -109,9 +139,9 @@ async def _answer(route: Writing, question: Question, service: Service) -> Respo
 
 async def _stream(route: Writing, question: Question, service: Service) -> AsyncIterator[bytes]:
     async with leased(service.host, question.model) as hosted:
-        prompts = hosted.model.prompt_tokens(question.prompt)
+        prompts = await _prompts(hosted, question)
         check_budget(prompts, question.config, service.settings)
-        texts = Texts(hosted, prompts, question.config)
+        texts = await Texts.begun(hosted, prompts, question.config)
         yield b""  # from here on it is an answer
         written = 0
         try:
@@ -124,6 +154,11 @@ async def _stream(route: Writing, question: Question, service: Service) -> Async
             texts.close()
             service.metrics.wrote(len(prompts[0]), written)
         yield event(b"[DONE]")
+
+
+async def _prompts(hosted: Hosted, question: Question) -> list[list[int]]:
+    length = len(question.prompt or ())
+    return await apart(length > LONG_TEXT, hosted.model.prompt_tokens, question.prompt)
 
 
 def _json(value: Any) -> Response:

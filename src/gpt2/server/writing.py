@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from starlette.requests import Request as HttpRequest
 
@@ -20,29 +21,56 @@ T = TypeVar("T")
 _OPENAI_CHECKPOINT = re.compile(r":ckpt-step-(\d{1,11})$")
 
 
+LONG_TEXT = 2000
+"""Characters that are encoded beside the event loop; shorter ones take no time."""
+_openers = ThreadPoolExecutor(4, "gpt2-open")  # of their own: who waits for a model keeps nobody else waiting
+
+
+def store_name(name: str) -> str:
+    """A model's name as the store has it: OpenAI's form of a checkpoint's is `RUN:ckpt-step-N`."""
+    return _OPENAI_CHECKPOINT.sub(r"@\1", name)
+
+
+async def apart(is_long: bool, work: Callable[..., T], *args: Any) -> T:
+    """The result of some work, done in a thread where it would keep the event loop."""
+    return await asyncio.to_thread(work, *args) if is_long else work(*args)
+
+
 @contextlib.asynccontextmanager
 async def leased(host: Host, name: str | None) -> AsyncIterator[Hosted]:
     """An open model; one that is not is opened in a thread. See `Host.lease`."""
-    name = None if name is None else _OPENAI_CHECKPOINT.sub(r"@\1", name)
+    name = None if name is None else store_name(name)
     hosted = host.take(name)
     if hosted is None:
-        hosted = await asyncio.to_thread(host.open_and_take, name)
+        opening = asyncio.get_running_loop().run_in_executor(_openers, host.open_and_take, name)
+        try:
+            hosted = await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the client left, but the model is being opened
+            opening.add_done_callback(_if_done(host.give_back))
+            raise
     try:
         yield hosted
     finally:
         host.give_back(hosted)
 
 
+def _if_done(then: Callable[[T], None]) -> Callable[[asyncio.Future[T]], None]:
+    """What is done with the result of some work for which nobody waits any more."""
+
+    def done(work: asyncio.Future[T]) -> None:
+        if not work.cancelled() and work.exception() is None:
+            then(work.result())
+
+    return done
+
+
 class Texts:
-    """The continuations of some prompts on their way. Iterate over it once; `close` gives up what is unfinished.
+    """The continuations of some prompts on their way: see `begun`. Iterate over it once; `close` gives up the rest.
 
     Args:
         hosted: what writes them.
         prompts: token ids.
         config: what to generate, of each.
-
-    Raises:
-        GPT2Error: a prompt or setting that is refused, or no room to wait.
     """
 
     def __init__(self, hosted: Hosted, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
@@ -50,11 +78,33 @@ class Texts:
         self._pieces: asyncio.Queue[tuple[int, Piece | BaseException]] = asyncio.Queue()
         self._unfinished = len(prompts) * config.num_samples
         self._samples = config.num_samples
-        self._prompts = prompts
+        self._prompts, self._hosted, self._config = prompts, hosted, config
         self._requests: list[Request] = []
+
+    @classmethod
+    async def begun(cls, hosted: Hosted, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Texts:
+        """Texts that wait for their turn.
+
+        Raises:
+            GPT2Error: a prompt or setting that is refused, or no room to wait.
+        """
+        texts = cls(hosted, prompts, config)
+        if config.regex is None and config.json_schema is None:
+            texts._submit()
+            return texts
+        submitting = asyncio.ensure_future(asyncio.to_thread(texts._submit))  # compiling a constraint can take a while
         try:
-            for number, prompt in enumerate(prompts):
-                self._requests.append(hosted.scheduler.submit(prompt, config, self._deliver(number)))
+            await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_if_done(lambda _: texts.close()))
+            raise
+        return texts
+
+    def _submit(self) -> None:
+        try:
+            for number, prompt in enumerate(self._prompts):
+                request = self._hosted.scheduler.submit(prompt, self._config, self._deliver(number))
+                self._requests.append(request)
         except BaseException:
             self.close()
             raise
