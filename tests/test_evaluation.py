@@ -452,6 +452,23 @@ def test_files_that_are_something_else(tmp_path: Path, reader: Any, name: str, c
         list(reader(write(tmp_path / name, content), DETOKENISERS["treebank"]))
 
 
+def test_a_file_that_is_no_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(EvaluationError, match="x.parquet: expected Parquet"):
+        list(readers.endings(write(tmp_path / "x.parquet", "PAR1 not"), NONE))
+
+
+def test_without_pyarrow_documents_are_lines_of_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    rows = [{"ctx": "a", "endings": ["b", "c", "d"], "label": 1}] * 3
+    result = evaluate(fake(), "hellaswag", write(tmp_path / "h.jsonl", rows), folder=tmp_path / "runs")
+    assert result.folder is not None
+    assert [path.name for path in result.folder.glob("documents.*")] == ["documents.jsonl"]
+    kept = read_documents(result.folder)
+    assert kept["log_likelihoods"] == result.documents["log_likelihoods"]
+    np.testing.assert_array_equal(kept["right"], result.documents["right"])
+
+
 @pytest.mark.parametrize("reader", [readers.sentences, readers.blocks, readers.endings])
 def test_text_that_is_not_utf8(tmp_path: Path, reader: Any) -> None:
     (tmp_path / "x.txt").write_bytes(b"good\n\xff\xfe bad\n")
@@ -773,7 +790,7 @@ def test_refusals(tmp_path: Path) -> None:
         Options(limit=0)
     with pytest.raises(EvaluationError, match=r"expected wiki.test.raw or wikitext-2\*test\*.parquet for wikitext2"):
         evaluate(fake(), "wikitext2", tmp_path)
-    with pytest.raises(EvaluationError, match="expected at least one document"):
+    with pytest.raises(EvaluationError, match="expected at least one document with a token"):
         evaluate(fake(), "perplexity", write(tmp_path / "empty.txt", ""))
     with pytest.raises(EvaluationError, match="expected one with a vocabulary"):
         evaluate(SimpleNamespace(engine=fake().engine, codec=None, name="x"), "perplexity", path)  # type: ignore[arg-type]
@@ -883,6 +900,7 @@ def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "perplexity, per token" in shown
     assert "40 lines" not in shown
     told = json.loads(run_command(capsys, *base, "--json"))
+    assert (Path(told["run"]) / "documents.parquet").is_file()
     value = told["metrics"]["token_perplexity"]["value"]
     assert f"{value:.2f}" in shown
     page = (tmp_path / "page.html").read_text()
@@ -919,6 +937,19 @@ def test_the_list_names_every_task_and_its_data(capsys: pytest.CaptureFixture[st
         assert f"{task.name}: {task.title}" in shown
     rows = [json.loads(line) for line in run_command(capsys, "eval", "--list", "--json").splitlines()]
     assert [row["task"] for row in rows] == list(TASKS)
+
+
+def test_the_fast_engine_is_evaluated_without_tensorflow(tiny: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom gpt2.cli import main\ntry:\n    main(sys.argv[1:])\nfinally:\n"
+        "    print([m for m in ('tensorflow', 'keras', 'torch') if m in sys.modules], file=sys.stderr)"
+    )
+    text = write(tmp_path / "x.txt", TEXT)
+    arguments = [sys.executable, "-c", code, "eval", "perplexity", "--data", str(text), "-m", str(tiny)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

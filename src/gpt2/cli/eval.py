@@ -100,7 +100,7 @@ def evaluate(
             papers.append(_paper(given, opened, found))
         if as_json:
             for result in found:
-                typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+                typer.echo(json.dumps({**result.to_dict(), "run": str(result.folder)}, ensure_ascii=False))
         elif paper:
             _print_paper(*papers[-1])
         else:

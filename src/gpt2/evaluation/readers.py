@@ -93,8 +93,11 @@ def _parquet_rows(path: Path) -> Iterator[Any]:
         import pyarrow.parquet as pq
     except ImportError:
         raise EvaluationError(f"{path}: Parquet needs the package pyarrow: pip install 'gpt2[data]'") from None
-    for batch in pq.ParquetFile(path).iter_batches(1024):
-        yield from batch.to_pylist()
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(1024):
+            yield from batch.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's errors are these
+        raise EvaluationError(f"{path}: expected Parquet: {error}") from None
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
@@ -405,7 +408,7 @@ def _cloze_rows(path: Path) -> Iterator[tuple[int, list[str], str, str, list[str
 
 
 def _choice(path: Path, number: int, options: Sequence[tuple[str, str]], label: Any) -> Choice:
-    gold = int(label) if str(label).isdecimal() else -1
+    gold = int(label) if re.fullmatch("[0-9]{1,4}", str(label)) else -1
     if len(options) < 2 or not 0 <= gold < len(options):
         raise EvaluationError(
             f"{path}: item {number}: expected at least two options and which is right, "

@@ -154,8 +154,8 @@ def evaluate(
         scored = _run(scorer, work, _items(task, paths, filled), journal, total, progress)
         table = work.table(journal.records)
         seconds = time.perf_counter() - now
-        if not len(table["document"]):
-            raise EvaluationError(f"{paths[0]}: expected at least one document, got none")
+        if not len(table["document"]) or not np.sum(table["tokens"]):
+            raise EvaluationError(f"{paths[0]}: expected at least one document with a token to score, got none")
         metrics = {metric.name: _estimate(metric, table, filled) for metric in task.metrics}
         facts = {
             **{name: value for name, value in key.items() if name != "task"},

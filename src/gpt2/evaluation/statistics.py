@@ -49,7 +49,7 @@ def estimate(metric: Metric, top: np.ndarray, bottom: np.ndarray, *, seed: int, 
         resamples: how often N of N documents are drawn, with replacement.
     """
     value = float(metric.value(top.sum(), bottom.sum()))
-    low, high = np.quantile(_bootstrap(metric, (top, bottom), seed, resamples), _ENDS)
+    low, high = np.nanquantile(_bootstrap(metric, (top, bottom), seed, resamples), _ENDS)
     return Estimate(value, float(low), float(high))
 
 
@@ -75,7 +75,7 @@ def compare(
     """
     one, two = (float(metric.value(top.sum(), bottom.sum())) for top, bottom in (first, second))
     drawn = _bootstrap(metric, second, seed, resamples) - _bootstrap(metric, first, seed, resamples)
-    low, high = np.quantile(drawn, _ENDS)
+    low, high = np.nanquantile(drawn, _ENDS)
     rng = np.random.default_rng(seed)
     N, real, extreme = len(first[0]), abs(two - one), 0
     totals = [a.sum() + b.sum() for a, b in zip(first, second, strict=True)]
@@ -95,7 +95,8 @@ def _bootstrap(metric: Metric, columns: tuple[np.ndarray, np.ndarray], seed: int
     found = []
     for rows in _portions(resamples, len(top)):
         chosen = rng.integers(0, len(top), (rows, len(top)))
-        found.append(metric.value(top[chosen].sum(axis=1), bottom[chosen].sum(axis=1)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # documents that are all empty: left out below
+            found.append(metric.value(top[chosen].sum(axis=1), bottom[chosen].sum(axis=1)))
     return np.concatenate(found)
 
 
