@@ -26,7 +26,7 @@ test: $(VENV)/.installed-test  ## Set up, then run the tests (under 10 minutes)
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed-test $(VENV)-lm-eval/.installed  ## The slow tests: large models, many kills and mutations
-	LM_EVAL=$(CURDIR)/$(VENV)-lm-eval/bin/lm_eval $(BIN)/python -m pytest -m slow --timeout=3600
+	GPT2_LM_EVAL=$(CURDIR)/$(VENV)-lm-eval/bin/python $(BIN)/python -m pytest -m slow --timeout=3600
 
 test-reference: $(VENV)/.installed-reference  ## Compare with torch and transformers, which this installs
 	$(BIN)/python -m pytest -m reference

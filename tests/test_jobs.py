@@ -245,6 +245,29 @@ def test_killed_jobs_and_servers_end_with_the_same_weights(tmp_path: Path) -> No
     assert one == other
 
 
+@pytest.mark.slow
+def test_two_servers_share_a_store_and_its_jobs(tmp_path: Path) -> None:
+    """One job runs at a time, whoever was asked; kill -9 of the server whose process it is, and the other goes on."""
+    with serving(tmp_path) as one, serving(tmp_path) as other:
+        client = openai.OpenAI(base_url=one.url + "/v1", api_key="none")
+        request = {"training_files": [upload(client)], "training": {**SETTINGS, "steps": 60}}
+        jobs = [
+            post(server, "/v2/train", {**request, "name": f"job-{n}"})["id"] for n, server in enumerate((one, other))
+        ]
+        wait_for(lambda: status(one, jobs[0])["checkpoints"])
+        assert status(other, jobs[0])["status"] == "running"
+        assert status(other, jobs[1])["status"] == "queued"
+        running = [len(processes_of(server)) for server in (one, other)]
+        assert sum(running) == 1
+        victim, left = (one, other) if running[0] else (other, one)
+        victim.process.kill()
+        victim.process.wait()
+        wait_for(lambda: status(left, jobs[1])["status"] == "succeeded", 250)
+        assert status(left, jobs[0])["status"] == "succeeded"
+        assert post(left, "/v2/query", {"model": "job-0", "prompt": "Mary", "max_tokens": 2})["model"] == "job-0"
+        assert left.stop() == 0
+
+
 def test_from_python(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(TEXT * 60)
     request = api.TrainRequest(

@@ -1,14 +1,13 @@
 """EleutherAI's `lm-eval --model local-completions` against a real server: the log-likelihoods are those of `logits`.
 
 lm-eval needs `datasets`, which needs a newer pyarrow than TensorFlow 2.17's NumPy allows. So it lives in a virtual
-environment of its own, which `make test-slow` makes; `LM_EVAL` names its command.
+environment of its own, which `make test-slow` makes; `GPT2_LM_EVAL` names its Python.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,9 +40,9 @@ DOCUMENTS = [
 
 @pytest.mark.slow
 def test_lm_eval_scores_a_task_as_logits_do(tmp_path: Path) -> None:
-    command = os.environ.get("LM_EVAL") or shutil.which("lm_eval")
-    if not command:
-        pytest.skip("needs lm-eval in an environment of its own, and LM_EVAL to name its command: make test-slow")
+    python = os.environ.get("GPT2_LM_EVAL")
+    if not python:
+        pytest.skip("needs lm-eval in an environment of its own, and GPT2_LM_EVAL to name its Python: make test-slow")
     data = tmp_path / "tales.jsonl"
     data.write_text("".join(json.dumps(document) + "\n" for document in DOCUMENTS), encoding="utf-8")
     (tmp_path / "tales.yaml").write_text(TASK % data)
@@ -60,7 +59,12 @@ def test_lm_eval_scores_a_task_as_logits_do(tmp_path: Path) -> None:
         options += ["--tasks", "tales", "--include_path", str(tmp_path), "--log_samples"]
         options += ["--output_path", str(tmp_path / "out")]
         done = subprocess.run(
-            [command, "run", *options], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+            [python, "-m", "lm_eval", "run", *options],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert done.returncode == 0, done.stderr[-3000:]
     (file,) = (tmp_path / "out").rglob("samples_tales_*.jsonl")

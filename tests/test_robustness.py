@@ -282,6 +282,23 @@ def test_a_model_in_use_is_not_closed() -> None:
     host.close()
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_fails_the_job(server: Running, home: Path) -> None:
+    form = {"file": ("text.txt", b"Mary had a little lamb whose fleece was white as snow. " * 100)}
+    file = httpx.post(server.url + "/v1/files", files=form, data={"purpose": "fine-tune"}).json()["id"]
+    training = {"steps": 5, "batch_size": 1, "sequence_length": 32}
+    request = {"training_files": [file], "name": "never", "model": "poisoned", "training": training}
+    job = f"{server.url}/v2/jobs/{post(server, '/v2/train', request).json()['id']}"
+    end = time.monotonic() + 200
+    while (facts := httpx.get(job).json())["finished"] is None:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    assert facts["status"] == "failed"
+    assert "loss" in facts["error"] or "gradient" in facts["error"]
+    assert not (home / "models" / "never").exists()
+    assert post(server, "/v1/completions", {"max_tokens": 2}).status_code == 200
+
+
 # The disk
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -360,7 +377,7 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
         process.wait(30)
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_two_servers_save_under_one_name(home: Path, server: Running, rounds: int) -> None:
     """Round after round one of them gets it, the other a 409, and what is there can be asked."""
     with serving(home, "--model", "tiny") as other:
@@ -401,7 +418,7 @@ def test_a_model_that_is_being_written_is_locked(home: Path, server: Running, mo
 # Strangers' names, bodies and bytes
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
+@pytest.mark.parametrize("examples", [50, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 def test_no_name_leads_out_of_the_store(tmp_path: Path, examples: int) -> None:
     """Names of models, files, jobs: whatever they are, the tree outside is as it was, and no answer is a 5xx."""
     service = tiny_service()
@@ -583,7 +600,7 @@ def test_long_texts_are_encoded_beside_other_requests(server: Running) -> None:
 
     codec = default_codec()
     assert isinstance(codec._encoding, tiktoken.Encoding)  # what they are compared with is tiktoken itself
-    for text in ("a" * 1_000_000, "^" * 1_000_000, " " * 1_000_000, "🦊" * 250_000):
+    for text in ("a" * 1_000_000, "🦊" * 250_000):
         answered = []
         done = threading.Event()
 
@@ -607,7 +624,7 @@ def test_long_texts_are_encoded_beside_other_requests(server: Running) -> None:
 # Many clients
 
 
-@pytest.mark.parametrize("seconds", [4, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize("seconds", [3, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_many_clients_for_a_while(home: Path, seconds: int) -> None:
     """Twenty of them, in all ways of asking, some leaving early: no error, and nothing is left."""
     with serving(home, "--model", "bundled") as server:

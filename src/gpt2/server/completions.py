@@ -357,7 +357,7 @@ def _is_long(body: CompletionRequest) -> bool:
 async def _write(job: Job, service: Service) -> tuple[list[Choice], dict[str, int]]:
     """The choices that are given, best first where they were ranked, those of the first prompt first."""
     rows = [[job.new_choice() for _ in range(job.config.num_samples)] for _ in job.prompts]
-    texts = await Texts.begun(job.hosted, job.prompts, job.config)
+    texts = await Texts.begun(job.hosted, job.prompts, job.config, together=True)
     try:
         seen: set[tuple[int, int]] = set()
         async for number, piece in texts:
@@ -383,7 +383,7 @@ async def _fitting(job: Job, prompt: list[int], row: list[Choice]) -> list[Choic
     whole = [prompt + job.codec.encode(choice.text) + suffix for choice in row]
     fits = [n for n, tokens in enumerate(whole) if len(tokens) <= job.hosted.model.config.n_ctx]
     config = GenerationConfig(max_tokens=0, echo=True, logprobs=0, context="error")
-    texts = await Texts.begun(job.hosted, [whole[n] for n in fits], config)
+    texts = await Texts.begun(job.hosted, [whole[n] for n in fits], config, together=True)
     try:
         scored = await texts.completions()
     finally:

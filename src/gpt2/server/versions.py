@@ -128,7 +128,7 @@ async def _answer(route: Writing, question: Question, service: Service) -> Respo
     async with leased(service.host, question.model) as hosted:
         prompts = await _prompts(hosted, question)
         check_budget(prompts, question.config, service.settings)
-        texts = await Texts.begun(hosted, prompts, question.config)
+        texts = await Texts.begun(hosted, prompts, question.config, together=True)
         try:
             completions = (await texts.completions())[0]
         finally:

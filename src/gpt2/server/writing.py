@@ -71,10 +71,14 @@ class Texts:
         hosted: what writes them.
         prompts: token ids.
         config: what to generate, of each.
+        together: whether the pieces of a text may come all at its end. That spares the event loop a call a token.
     """
 
-    def __init__(self, hosted: Hosted, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> None:
+    def __init__(
+        self, hosted: Hosted, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, together: bool = False
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._together = together
         self._pieces: asyncio.Queue[tuple[int, Piece | BaseException]] = asyncio.Queue()
         self._unfinished = len(prompts) * config.num_samples
         self._samples = config.num_samples
@@ -82,13 +86,15 @@ class Texts:
         self._requests: list[Request] = []
 
     @classmethod
-    async def begun(cls, hosted: Hosted, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> Texts:
+    async def begun(
+        cls, hosted: Hosted, prompts: Sequence[Sequence[int]], config: GenerationConfig, *, together: bool = False
+    ) -> Texts:
         """Texts that wait for their turn.
 
         Raises:
             GPT2Error: a prompt or setting that is refused, or no room to wait.
         """
-        texts = cls(hosted, prompts, config)
+        texts = cls(hosted, prompts, config, together=together)
         if config.regex is None and config.json_schema is None:
             texts._submit()
             return texts
@@ -110,11 +116,22 @@ class Texts:
             raise
 
     def _deliver(self, number: int) -> Callable[[Piece | BaseException], None]:
+        held: list[tuple[int, Piece | BaseException]] = []  # the scheduler's thread alone sees it
+
         def deliver(piece: Piece | BaseException) -> None:
+            held.append((number, piece))
+            if self._together and isinstance(piece, Piece) and piece.finish_reason is None:
+                return
+            given = held.copy()
+            held.clear()
             with contextlib.suppress(RuntimeError):  # the loop has ended before its scheduler
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, (number, piece))
+                self._loop.call_soon_threadsafe(self._take, given)
 
         return deliver
+
+    def _take(self, pieces: Sequence[tuple[int, Piece | BaseException]]) -> None:
+        for piece in pieces:
+            self._pieces.put_nowait(piece)
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         """Pieces, each with the number of its prompt.
