@@ -30,9 +30,10 @@ from gpt2.checkpoints.names import expected_shapes
 from gpt2.config import GPT2Config
 from gpt2.errors import CheckpointError, ModelInUseError, ModelLockedError
 from gpt2.hosting import Host
+from gpt2.jobs.records import Records
 from gpt2.server.app import create_app, new_service
 from gpt2.server.problems import problem_of
-from gpt2.server.run import _listen
+from gpt2.server.run import _listen, new_server
 from gpt2.server.service import Service
 from gpt2.server.settings import Settings
 from gpt2.server.writing import leased
@@ -537,6 +538,38 @@ def test_answers_do_not_wait_for_an_acknowledgement() -> None:
     """asyncio turns Nagle's algorithm off only where the socket names its protocol; every answer took 40 ms more."""
     with _listen(Settings(port=0)) as listening:
         assert listening.proto == socket.IPPROTO_TCP
+
+
+def test_who_takes_no_answer_is_cut_off(tmp_path: Path) -> None:
+    """It would keep its place, and a model, as long as it liked."""
+    service = tiny_service(write_seconds=0.5, port=0)
+    new = (records := Records()).new_file_path()
+    new.write_bytes(b"x" * (40 << 20))
+    file = records.add_file(new, "large.txt", "fine-tune")
+    server = new_server(service)
+    with _listen(service.settings) as listening:
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
+        thread.start()
+        try:
+            with socket.create_connection(listening.getsockname(), timeout=30) as connection:
+                connection.sendall(f"GET /v1/files/{file.id}/content HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                seen = False
+                for _ in range(100):  # the server's side of the connection goes, though nothing was read
+                    time.sleep(0.05)
+                    seen = seen or bool(server.server_state.connections)
+                    if seen and not server.server_state.connections:
+                        break
+                assert seen
+                assert not server.server_state.connections
+                taken = 0
+                with contextlib.suppress(ConnectionError):
+                    while part := connection.recv(1 << 20):
+                        taken += len(part)
+                assert taken < 40 << 20
+        finally:
+            server.should_exit = True
+            thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_a_field_given_twice_is_refused(server: Running) -> None:

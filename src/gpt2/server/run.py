@@ -24,10 +24,12 @@ BACKLOG = 2048
 
 
 class Impatient(H11Protocol):
-    """HTTP/1.1 by uvicorn, but a head of a request has to arrive in time."""
+    """HTTP/1.1 by uvicorn, but a head of a request has to arrive in time, and an answer has to be taken."""
 
     head_seconds = 10.0
+    write_seconds = 30.0
     _timer: asyncio.TimerHandle | None = None
+    _untaken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there."""
@@ -46,9 +48,21 @@ class Impatient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._untaken):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More is written than the client takes; one that takes nothing must not keep a model for ever."""
+        super().pause_writing()
+        self._untaken = self.loop.call_later(self.write_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It was taken."""
+        if self._untaken is not None:
+            self._untaken.cancel()
+        super().resume_writing()
 
     def _too_slow(self) -> None:
         if not self.transport.is_closing():
@@ -89,10 +103,26 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     with service.host.lease(None):
         pass  # opened, so that it is ready when it answers
     _log_to_stderr()
-    Impatient.head_seconds = settings.header_seconds
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    say(f"serving on http://{shown}:{port} (Ctrl-C stops)")
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        # uvicorn raises a signal again when it has stopped; to us it means that all is well.
+        new_server(service).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        listening.close()
+
+
+def new_server(service: Service) -> Server:
+    """A server that does not run yet."""
+    settings = service.settings
+    limits = {"head_seconds": settings.header_seconds, "write_seconds": settings.write_seconds}
     config = uvicorn.Config(
         create_app(service),
-        http=Impatient,
+        http=type("Protocol", (Impatient,), limits),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -103,17 +133,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         timeout_graceful_shutdown=int(settings.grace_seconds),
         backlog=BACKLOG,
     )
-    host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    say(f"serving on http://{shown}:{port} (Ctrl-C stops)")
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        # uvicorn raises a signal again when it has stopped; to us it means that all is well.
-        Server(config, service).run(sockets=[listening])
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        listening.close()
+    return Server(config, service)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -44,6 +44,8 @@ class Settings:
     """For a request's body to arrive."""
     header_seconds: float = 10.0
     """For a request's head to arrive."""
+    write_seconds: float = 30.0
+    """For a client to take some of an answer that waits for it."""
     request_seconds: float = 600.0
     """For a request to be answered."""
     grace_seconds: float = 25.0
