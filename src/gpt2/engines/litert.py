@@ -175,8 +175,9 @@ class LiteRTEngine:
             keep, rows, numbers = [], [], []
             at = 0
             for n, first, count in pieces:
-                wanted = work[n].wanted
-                found = wanted[np.searchsorted(wanted, first) : np.searchsorted(wanted, first + count)]
+                found = work[n].wanted
+                if count < len(work[n].tokens):
+                    found = found[np.searchsorted(found, first) : np.searchsorted(found, first + count)]
                 keep.append(found - first + at)
                 rows.append(np.full(len(found), n))
                 numbers.append(found + work[n].known)

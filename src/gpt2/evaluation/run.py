@@ -222,7 +222,7 @@ def find_data(task: Task, path: Path) -> list[Path]:
     for pattern in task.files:
         found = sorted(entry for entry in path.rglob(pattern) if entry.is_file())
         if found:
-            return found if task.several else found[:1]
+            return found[:1]
     raise EvaluationError(f"{path}: expected {' or '.join(task.files)} for {task.name}, found none of them")
 
 

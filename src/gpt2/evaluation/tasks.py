@@ -61,8 +61,6 @@ class Task:
     """In words: what is done, and what is known of the paper's way."""
     files: tuple[str, ...] = ()
     """Names that the set circulates under, the best known first; `*` stands for anything."""
-    several: bool = False
-    """Whether the set consists of all files that fit, not of one."""
     tail: tuple[int, int] = (0, 0)
     """A file of so many bytes is the whole set, of which so many at the end are the test set."""
     detokeniser: str = "none"
