@@ -203,7 +203,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(CheckpointFormatError, match=r"expected a model .*found notes.txt"):
         checkpoints.read(tmp_path)
-    with pytest.raises(CheckpointFormatError, match="found a file"):
+    with pytest.raises(CheckpointFormatError, match="found another file"):
         checkpoints.read(tmp_path / "notes.txt")
 
 

@@ -130,14 +130,24 @@ class Codec:
         """
         folder = Path(folder)
         for merges_name, ids_name in (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json")):
-            merges_path, ids_path = folder / merges_name, folder / ids_name
-            if merges_path.is_file():
-                ids = _read_json(ids_path) if ids_path.is_file() else None
-                return cls.from_merges(_read_text(merges_path), ids, name=str(merges_path))
+            found = cls.from_files(folder / merges_name, folder / ids_name)
+            if found is not None:
+                return found
         path = folder / "tokenizer.json"
         if path.is_file():
             return cls.from_merges(*_read_tokenizer_json(path), name=str(path))
         return None
+
+    @classmethod
+    def from_files(cls, merges: Path, ids: Path) -> Codec | None:
+        """The vocabulary in a file of merges, with the ids of another where it is there; None without merges.
+
+        Raises:
+            CodecError: as `from_folder`.
+        """
+        if not merges.is_file():
+            return None
+        return cls.from_merges(_read_text(merges), _read_json(ids) if ids.is_file() else None, name=str(merges))
 
     # Facts
 
@@ -292,17 +302,16 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def codec_for(folder: str | Path, n_vocab: int) -> Codec | None:
-    """The vocabulary for a model: its folder's own, else GPT-2's where it fits, else None.
+def fitting(codec: Codec | None, n_vocab: int, *, source: str) -> Codec | None:
+    """The vocabulary that a model brings along if it fits the network; for None GPT-2's where that fits, else None.
 
     GPT-2's fits a network of its size, or one padded up to the next multiple of 128, as some train it.
 
     Raises:
-        CodecError: the folder's vocabulary is broken, or has ids that the network does not.
+        CodecError: it has ids that the network does not.
     """
-    codec = Codec.from_folder(folder)
     if codec is not None and codec.n_vocab > n_vocab:
-        raise CodecError(f"{folder}: expected a vocabulary of at most n_vocab = {n_vocab}, got {codec.n_vocab}")
+        raise CodecError(f"{source}: expected a vocabulary of at most n_vocab = {n_vocab}, got {codec.n_vocab}")
     return codec or fitting_default(n_vocab)
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from gpt2 import checkpoints, exports, store
 from gpt2.checkpoints.names import checked_values
-from gpt2.codec import Codec, codec_for, fitting_default
+from gpt2.codec import Codec, fitting_default
 from gpt2.config import GPT2Config, TrainingConfig, shape_of
 from gpt2.data.batches import Tokens, TrainingBatches
 from gpt2.data.prepare import codec_hash, read_tokens
@@ -92,7 +92,7 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
 
     Args:
         name_or_path: None for the bundled model, the name of one in the store (`124M`; see `gpt2 models list`), or a
-            folder in the native, Hugging Face or OpenAI format.
+            folder or file in one of the formats of `gpt2.checkpoints`.
 
     Raises:
         ModelNameError: the store has no such model.
@@ -103,7 +103,9 @@ def load_model(name_or_path: str | os.PathLike[str] | None = None) -> Model:
     network = GPT2(config, initialize=False)
     network.set_tensors(tensors)
     return Model(
-        network, codec_for(path, config.n_vocab), name=store.BUNDLED if name_or_path is None else str(name_or_path)
+        network,
+        checkpoints.codec_of(path, config.n_vocab),
+        name=store.BUNDLED if name_or_path is None else str(name_or_path),
     )
 
 
@@ -111,7 +113,7 @@ def shape_and_codec(name_or_path: str | os.PathLike[str] | None = None) -> tuple
     """The shape and the vocabulary of a model that `load_model` would load, without its weights."""
     path = store.resolve(name_or_path)
     config = checkpoints.describe(path, quick=True).config
-    return config, codec_for(path, config.n_vocab)
+    return config, checkpoints.codec_of(path, config.n_vocab)
 
 
 def new_model(config: GPT2Config | str, *, seed: int = 0, codec: Codec | None = None, name: str = "new") -> Model:

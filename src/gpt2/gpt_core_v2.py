@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gpt2 import checkpoints, store
-from gpt2.codec import Codec, codec_for
+from gpt2.codec import Codec
 from gpt2.config import GenerationConfig, GPT2Config, SamplingConfig, TrainingConfig, size_name
 from gpt2.continuation import Completion, Piece
 from gpt2.contract import Call, Events, Opening, Question, Route, Writing
@@ -777,7 +777,7 @@ def _inspect_in_store(request: InspectRequest) -> InspectResponse:
     """Look into a model in the store, which stays open for the next request; TensorFlow comes with the first."""
     folder = store.resolve_name(request.model)
     config = checkpoints.describe(folder, quick=True).config
-    ids = _inspected_ids(request, config, codec_for(folder, config.n_vocab))
+    ids = _inspected_ids(request, config, checkpoints.codec_of(folder, config.n_vocab))
     seen = replace(_inspector().inspect(folder, ids, top=request.top), model=request.model or store.BUNDLED)
     return _inspection(request, seen)
 
@@ -798,7 +798,7 @@ def _save_in_store(request: SaveRequest) -> SaveResponse:
         if target.exists() or Records().is_promised(request.path):
             raise NameTakenError(f"path: {request.path} is taken; choose another name")
         config, tensors = checkpoints.read(source)
-        codec = codec_for(source, config.n_vocab)
+        codec = checkpoints.codec_of(source, config.n_vocab)
         checkpoints.write(target, config, tensors, format=request.format, codec=codec, dtype=request.dtype)
     return SaveResponse(request.path, request.format, config.num_parameters)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt2 import store
+from gpt2 import checkpoints, store
 from gpt2.beams import beam_search
-from gpt2.codec import Codec, codec_for
+from gpt2.codec import Codec
 from gpt2.config import GenerationConfig, GPT2Config
 from gpt2.continuation import Completion, Piece
 from gpt2.drafting import check_drafter
@@ -173,4 +173,4 @@ def open_model(
             raise ConfigError(f"draft_model: expected the litert engine for the model itself, got {opened.name}")
         drafter = open_engine(smaller, "litert", "int8", note=note, progress=progress)
         check_drafter(opened, drafter)
-    return LanguageModel(opened, codec_for(path, opened.config.n_vocab), name=name, drafter=drafter)
+    return LanguageModel(opened, checkpoints.codec_of(path, opened.config.n_vocab), name=name, drafter=drafter)

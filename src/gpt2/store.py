@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -248,27 +248,29 @@ def list_models() -> list[str]:
     )
 
 
-def add(path: str | os.PathLike[str], name: str | None = None, *, replace: bool = False) -> Path:
-    """Copy a folder into the store, atomically.
+def add(
+    path: str | os.PathLike[str], name: str | None = None, *, replace: bool = False, folders: Sequence[str] = ()
+) -> Path:
+    """Copy a folder's files, or one file, into the store, atomically.
 
     Args:
-        path: a folder; whether it is a model is for the caller to check.
-        name: what to call it; None takes the folder's name.
+        path: a folder or a file; whether it is a model is for the caller to check.
+        name: what to call it; None takes the folder's name, or the file's without its suffix.
         replace: whether a model of that name may be replaced.
+        folders: folders within it whose files are copied too; others are left out.
 
     Raises:
         ModelNameError: not a name, or it is taken.
         CheckpointError: there is nothing to copy, or it cannot be written.
     """
     source = Path(os.path.expanduser(path))
-    name = os.path.basename(os.path.abspath(source)) if name is None else name
+    if name is None:
+        name = source.stem if source.is_file() else os.path.basename(os.path.abspath(source))
     folder_of(name)
     if name in SIZE_ALIASES:
         raise ModelNameError(f"name: {name!r} means the released size {SIZE_ALIASES[name]}; choose another")
-    if not source.is_dir():
-        raise CheckpointNotFoundError(
-            f"{source}: expected a model's folder, found {'a file' if source.exists() else 'nothing'}"
-        )
+    if not source.is_dir() and not source.is_file():
+        raise CheckpointNotFoundError(f"{source}: expected a model's folder or file, found nothing")
     with writing(name) as target:
         # Names that differ in case alone are one folder on some systems.
         twin = next((other for other in list_models() if other.lower() == name.lower()), None)
@@ -277,9 +279,13 @@ def add(path: str | os.PathLike[str], name: str | None = None, *, replace: bool 
                 f"name: {twin} is taken; remove it first (gpt2 models remove {twin}) or choose another"
             )
         with atomic_folder(target, replaceable=lambda _: replace) as new:
-            for entry in source.iterdir():
-                if entry.is_file():
-                    shutil.copy2(entry, new / entry.name)
+            if source.is_file():
+                shutil.copy2(source, new / source.name)
+            for folder in filter(lambda folder: (source / folder).is_dir(), (".", *folders)):
+                (new / folder).mkdir(parents=True, exist_ok=True)
+                for entry in (source / folder).iterdir():
+                    if entry.is_file():
+                        shutil.copy2(entry, new / folder / entry.name)
     return target
 
 

@@ -1,8 +1,9 @@
 """Models on disk: arrays in, arrays out, one module a format.
 
 What formats exchange is a `GPT2Config` and a stream of (canonical name, float32 array), one at a time, so that reading,
-writing and converting never hold a model twice. A module of a format has `matches(folder)`, `open_checkpoint(folder)`
-and `write(folder, ...)`, and stands in `FORMATS`; it is imported when it is used (only `openai` needs TensorFlow).
+writing and converting never hold a model twice. A module of a format has `matches(path)`, `open_checkpoint(path)` and
+`write(folder, ...)`, and stands in `FORMATS`, or in `READ_ONLY` without the last; where the vocabulary is not in the
+folder's own files, it has `codec(path)` too. It is imported when it is used (only `openai` needs TensorFlow).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gpt2.atomic import atomic_folder
 from gpt2.checkpoints.contents import Contents
 from gpt2.checkpoints.json_file import read_object
 from gpt2.checkpoints.names import Tensors, check_shapes, checked_values, expected_shapes
-from gpt2.codec import Codec
+from gpt2.codec import Codec, fitting
 from gpt2.config import GPT2Config
 from gpt2.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, GPT2Error
 
@@ -31,7 +32,17 @@ FORMATS = {
     "huggingface": "gpt2.checkpoints.huggingface",
     "openai": "gpt2.checkpoints.openai",
 }
-"""Name -> module, in the order in which a folder is asked."""
+"""Name -> module of what is read and written, in the order in which a folder is asked."""
+
+READ_ONLY = {
+    "keras_hub": "gpt2.checkpoints.keras_hub",
+    "gguf": "gpt2.checkpoints.gguf",
+    "llmc": "gpt2.checkpoints.llmc",
+    "nanogpt": "gpt2.checkpoints.nanogpt",
+}
+"""The same of what is read alone; all but the first are single files, or folders with one."""
+
+_ALL = FORMATS | READ_ONLY
 
 BUILT_FORMAT = "gpt2-litert"
 """Stands in the `config.json` of what is built for the litert engine."""
@@ -53,33 +64,37 @@ class Description:
     """How the numbers are stored."""
     bytes: int
     """Of all files in the folder."""
+    notes: tuple[str, ...] = ()
+    """What a person should know who takes it for what it was where it comes from."""
 
 
 def detect(path: str | Path) -> str:
-    """The format of a folder.
+    """The format of a folder, or of a file.
 
     Raises:
         CheckpointNotFoundError: there is nothing.
-        CheckpointFormatError: it is not a folder, or in none of the formats.
+        CheckpointFormatError: it is in none of the formats.
     """
-    folder = Path(path)
-    with _reading(folder):
-        if not os.path.exists(folder):
-            raise CheckpointNotFoundError(f"{folder}: expected a model's folder, found nothing")
-        if not folder.is_dir():
-            raise CheckpointFormatError(f"{folder}: expected a model's folder, found a file")
-        for name in FORMATS:
-            if _module(name).matches(folder):
+    path = Path(path)
+    with _reading(path):
+        if not os.path.exists(path):
+            raise CheckpointNotFoundError(f"{path}: expected a model's folder or file, found nothing")
+        for name in _ALL:
+            if _module(name).matches(path):
                 return name
-        if is_built(folder):
+        if is_built(path):
             raise CheckpointFormatError(
-                f"{folder}: expected a model's weights, found what was built from them for the litert engine; it can "
+                f"{path}: expected a model's weights, found what was built from them for the litert engine; it can "
                 "be asked for text, but not read, trained or converted"
             )
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        if not path.is_dir():
+            raise CheckpointFormatError(
+                f"{path}: expected a model's folder, or a file of GGUF (.gguf), llm.c (.bin) or nanoGPT (.pt), found "
+                "another file"
+            )
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
     raise CheckpointFormatError(
-        f"{folder}: expected a model (config.json and model.safetensors, or hparams.json and model.ckpt.*), "
-        f"found {found}"
+        f"{path}: expected a model (config.json and model.safetensors, or hparams.json and model.ckpt.*), found {found}"
     )
 
 
@@ -122,8 +137,43 @@ def describe(path: str | Path, *, quick: bool = False) -> Description:
     folder, format = Path(path), detect(path)
     with _reading(folder):
         contents: Contents = _module(format).open_checkpoint(folder, quick=quick)
-        size = sum(entry.stat().st_size for entry in folder.rglob("*") if entry.is_file())
-    return Description(format, contents.config, contents.dtype, size)
+        files = folder.rglob("*") if folder.is_dir() else [folder]
+        size = sum(entry.stat().st_size for entry in files if entry.is_file())
+    return Description(format, contents.config, contents.dtype, size, contents.notes)
+
+
+def own_codec(path: str | Path) -> Codec | None:
+    """The vocabulary that a model brings along, or None if it has none.
+
+    Raises:
+        CheckpointError: the model's file that holds it cannot be read.
+        CodecError: it is broken, or no byte-level BPE as in GPT-2.
+    """
+    path = Path(path)
+    module = None if is_built(path) else _module(detect(path))
+    if hasattr(module, "codec"):
+        with _reading(path):
+            found: Codec | None = module.codec(path)  # type: ignore[union-attr]
+        return found
+    return Codec.from_folder(path) if path.is_dir() else None
+
+
+def codec_of(path: str | Path, n_vocab: int) -> Codec | None:
+    """The vocabulary for a model: its own, else GPT-2's where it fits, else None.
+
+    Args:
+        path: a model in any format, or what was built from one.
+        n_vocab: how many tokens the network has.
+
+    Raises:
+        CodecError: the model's vocabulary is broken, or has ids that the network does not.
+    """
+    return fitting(own_codec(path), n_vocab, source=str(path))
+
+
+def folders_of(format: str) -> tuple[str, ...]:
+    """The folders within a model's folder that belong to it."""
+    return tuple(getattr(_module(format), "FOLDERS", ()))
 
 
 def write(
@@ -151,6 +201,8 @@ def write(
         TensorMismatchError: a tensor is missing, too many, misshapen or not finite.
         CheckpointError: it cannot be written. Whatever the error, what was there before is untouched.
     """
+    if format in READ_ONLY:
+        raise ConfigError(f"format: {format} is read, not written; expected one of {', '.join(FORMATS)}")
     if format not in FORMATS:
         raise ConfigError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     if dtype not in DTYPES:
@@ -164,7 +216,7 @@ def write(
 
 
 def _module(name: str) -> Any:
-    return importlib.import_module(FORMATS[name])
+    return importlib.import_module(_ALL[name])
 
 
 @contextlib.contextmanager

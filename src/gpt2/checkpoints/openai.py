@@ -5,26 +5,24 @@ written, since restoring does not need it. A damaged index can end the whole pro
 86916), so a checkpoint is first read from end to end in a child process, one tensor at a time; that costs one more
 start of TensorFlow and one more pass over the file.
 
-The file `checkpoint` may name another prefix than `model.ckpt`, as those who went on training the released models do.
+The file `checkpoint` may name another prefix than `model.ckpt`, as those who went on training the released models do:
+gpt-2-simple's run folders have `model-1000.*`. The state of an optimizer beside the weights is left out.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gpt2.checkpoints import child
 from gpt2.checkpoints.contents import Contents
-from gpt2.checkpoints.json_file import parse_object, read_object
+from gpt2.checkpoints.json_file import read_object
 from gpt2.checkpoints.names import Tensors, check_shapes, expected_shapes
 from gpt2.codec import Codec
 from gpt2.config import GPT2Config
@@ -38,7 +36,11 @@ FILES = (
 _CONVOLUTIONS = ("attn/c_attn/w", "attn/c_proj/w", "mlp/c_fc/w", "mlp/c_proj/w")
 MAX_SHARD_BYTES = 1_000_000_000
 """Of a data file that is written; the 124M model has one, as it was released."""
-PROBE_SECONDS = 1800.0
+# What those leave in a checkpoint who go on training and save all their variables: the state of the optimizer.
+_TRAINING = re.compile(
+    r"(.*/)?(Adam(_\d+)?|Momentum|RMSProp(_\d+)?|beta[12]_power|global_step|Variable(_\d+)?)|optimizer/.*|save_counter|"
+    r"_CHECKPOINTABLE_OBJECT_GRAPH"
+)
 PROBE_BYTES = 2 * 1024**3
 """What the child may allocate besides the size of the checkpoint itself."""
 
@@ -134,6 +136,9 @@ def _prefix(folder: Path) -> Path:
         name = re.split(r"[/\\]", said[1].decode("utf-8", "replace"))[-1] if said else ""
         if re.fullmatch(r"[\w.-]+", name) and (folder / f"{name}.index").is_file():
             prefix = folder / name
+    elif not (folder / f"{PREFIX}.index").is_file():  # the only one there is, where nothing says which
+        found = [entry.name.removesuffix(".index") for entry in folder.glob("*.index") if entry.is_file()]
+        prefix = folder / found[0] if len(found) == 1 else prefix
     if not (folder / f"{prefix.name}.index").is_file():
         raise CheckpointFormatError(f"{folder}: expected {prefix.name}.index, found none")
     if not _data_files(prefix):
@@ -173,60 +178,32 @@ def _probe(prefix: Path, *, quick: bool) -> dict[str, list[int]]:
     Raises:
         CheckpointFormatError: the child could not read it, or did not live to tell.
     """
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    code = "from gpt2.checkpoints.openai import probe_main; probe_main()"
-    command = [sys.executable, "-c", code, str(prefix), "quick" if quick else "whole"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, check=False, env=environment, timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise CheckpointFormatError(f"{prefix}: cannot be read: no end after {PROBE_SECONDS:.0f} s") from None
-    if done.returncode < 0:
-        raise CheckpointFormatError(f"{prefix}: damaged: TensorFlow died of it (signal {-done.returncode})")
-    answer = parse_object(done.stdout.splitlines()[-1] if done.stdout else b"{}", f"{prefix}: probe")
-    if done.returncode or "shapes" not in answer:
-        reason = answer.get("error") or done.stderr.decode("utf-8", "replace").strip()[-300:]
-        raise CheckpointFormatError(f"{prefix}: cannot be read: {reason}")
-    shapes: dict[str, list[int]] = answer["shapes"]
+    shapes: dict[str, list[int]] = child.ask(__name__, prefix, "quick" if quick else "whole")
     return shapes
 
 
-def probe_main() -> None:
-    """In the child: read the index, and every tensor if asked; print the shapes as JSON, or what is wrong."""
-    prefix, extent = Path(sys.argv[1]), sys.argv[2]
-    try:
-        import tensorflow as tf
+def answer(prefix: Path, extent: str) -> dict[str, list[int]]:
+    """In the child: read the index, and every tensor if asked.
 
-        held = sum(path.stat().st_size for path in _data_files(prefix))
-        _limit_memory(held + PROBE_BYTES)
-        reader = tf.train.load_checkpoint(str(prefix))
-        types = reader.get_variable_to_dtype_map()
-        shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
-        wrong = next((name for name, dtype in types.items() if dtype != tf.float32), None)
-        if wrong is not None:
-            raise ValueError(f"expected float32 tensors, got {types[wrong].name} in {wrong[:80]!r}")
-        # What an index claims is not believed before the data files are large enough to hold it.
-        claimed = 4 * sum(math.prod(shape) for shape in shapes.values())
-        if claimed > held:
-            raise ValueError(f"the index speaks of {claimed:,} bytes, the data has {held:,}")
-        if extent == "whole":
-            for name in shapes:
-                reader.get_tensor(name)
-        answer: dict[str, object] = {"shapes": shapes}
-    except Exception as error:
-        answer = {"error": _in_one_line(str(error))}
-    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+    Raises:
+        ValueError: what is wrong.
+    """
+    import tensorflow as tf
 
-
-def _limit_memory(size: int) -> None:
-    """Let this process allocate so many bytes more than it has already; only Linux counts them."""
-    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError):
-        import resource
-
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        used = re.search(r"^VmData:\s+(\d+) kB", status, re.MULTILINE)
-        if used:
-            _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (int(used[1]) * 1024 + size, hard))
+    held = sum(path.stat().st_size for path in _data_files(prefix))
+    child.limit_memory(held + PROBE_BYTES)
+    reader = tf.train.load_checkpoint(str(prefix))
+    types = reader.get_variable_to_dtype_map()
+    shapes: dict[str, list[int]] = reader.get_variable_to_shape_map()
+    shapes = {name: shape for name, shape in shapes.items() if not _TRAINING.fullmatch(name)}
+    wrong = next((name for name in shapes if types[name] != tf.float32), None)
+    if wrong is not None:
+        raise ValueError(f"expected float32 tensors, got {types[wrong].name} in {wrong[:80]!r}")
+    # What an index claims is not believed before the data files are large enough to hold it.
+    claimed = 4 * sum(math.prod(shape) for shape in shapes.values())
+    if claimed > held:
+        raise ValueError(f"the index speaks of {claimed:,} bytes, the data has {held:,}")
+    if extent == "whole":
+        for name in shapes:
+            reader.get_tensor(name)
+    return shapes

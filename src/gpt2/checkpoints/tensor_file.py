@@ -22,7 +22,7 @@ from gpt2.checkpoints.json_file import MAX_BYTES, parse_object
 from gpt2.checkpoints.names import Tensors
 from gpt2.errors import CheckpointFormatError
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -48,10 +48,10 @@ class Entry:
         Raises:
             CheckpointFormatError: a type that a GPT-2 does not have, or a file that was cut short meanwhile.
         """
-        if self.dtype not in _DTYPES:
+        if self.dtype not in DTYPES:
             raise CheckpointFormatError(f"{self.path}: expected tensors of type F32, F16 or BF16, got {self.dtype}")
         count = math.prod(self.shape)
-        array = np.fromfile(self.path, _DTYPES[self.dtype], count, offset=self.offset)
+        array = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset)
         if array.size != count:
             raise CheckpointFormatError(f"{self.path}: expected {count:,} numbers at {self.offset}, got {array.size:,}")
         return array.reshape(self.shape)
@@ -116,7 +116,7 @@ def write_file(
         CheckpointFormatError: a number that float16 cannot hold.
     """
     code = DTYPE_CODES[dtype]
-    width = _DTYPES[code].itemsize
+    width = DTYPES[code].itemsize
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, shape in shapes.items():
@@ -129,7 +129,7 @@ def write_file(
         for (name, array), (expected, shape) in zip(tensors, shapes.items(), strict=True):
             assert (name, array.shape) == (expected, shape)
             with np.errstate(over="ignore"):
-                stored = np.ascontiguousarray(array, dtype=_DTYPES[code])
+                stored = np.ascontiguousarray(array, dtype=DTYPES[code])
             if dtype == "float16" and not np.isfinite(stored).all():
                 message = f"{name} holds numbers beyond float16 (65504); save it as float32"
                 raise CheckpointFormatError(f"{path.name}: {message}")

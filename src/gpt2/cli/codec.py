@@ -80,13 +80,13 @@ def decode(
 
 def codec_of(model: str | None) -> Codec:
     """The vocabulary of a model, or GPT-2's own."""
-    from gpt2 import store
-    from gpt2.codec import Codec, default_codec
+    from gpt2 import checkpoints, store
+    from gpt2.codec import default_codec
 
     if model is None:
         return default_codec()
     path = store.resolve(model)
-    found = Codec.from_folder(path)
+    found = checkpoints.own_codec(path)
     if found is None:
-        raise CodecError(f"{path}: expected a folder with a vocabulary (vocab.bpe, merges.txt or tokenizer.json)")
+        raise CodecError(f"{path}: expected a model with a vocabulary (vocab.bpe, merges.txt or tokenizer.json)")
     return found

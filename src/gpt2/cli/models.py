@@ -39,7 +39,7 @@ def list_models(as_json: JsonOption = False) -> None:
 
 @models_app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="A name in the store, or a folder.")], as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(help="A name in the store, a folder or a file.")], as_json: JsonOption = False
 ) -> None:
     """Show what a model is: its shape, format, size and folder."""
     from gpt2 import checkpoints, store
@@ -49,16 +49,20 @@ def show(
     facts: dict[str, Any] = {"name": name, "folder": str(path), "format": found.format, "dtype": found.dtype}
     facts |= {"parameters": found.config.num_parameters, "bytes": found.bytes, **found.config.to_dict()}
     if as_json:
-        typer.echo(json.dumps(facts))
+        typer.echo(json.dumps(facts | {"notes": found.notes}))
         return
     for key, value in facts.items():
         typer.echo(f"{key:<12}{value:,}" if isinstance(value, int) else f"{key:<12}{value}")
+    for note in found.notes:
+        typer.echo(f"{'note':<12}{note}")
 
 
 @models_app.command("add")
 def add(
-    path: Annotated[Path, typer.Argument(help="A model's folder, in any format; it is copied.")],
-    name: Annotated[str | None, typer.Option("--name", help="What to call it. [default: the folder's name]")] = None,
+    path: Annotated[Path, typer.Argument(help="A model's folder or file, in any format; it is copied.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call it. [default: the name of the folder or file]")
+    ] = None,
 ) -> None:
     """Copy a model into the store, after a check that it is one.
 
@@ -67,8 +71,10 @@ def add(
     from gpt2 import checkpoints, store
 
     found = checkpoints.describe(path.expanduser())
-    added = store.add(path, name)
+    added = store.add(path, name, folders=checkpoints.folders_of(found.format))
     typer.echo(f"{added.name}: {found.config.num_parameters:,} parameters, {found.format} format")
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
 
 
 @models_app.command("remove")

@@ -16,7 +16,6 @@ from typing import Any
 
 from gpt2 import checkpoints, store
 from gpt2.atomic import locked
-from gpt2.codec import codec_for
 from gpt2.engines import Engine
 from gpt2.errors import CheckpointError, CheckpointFormatError, ConfigError
 
@@ -102,7 +101,7 @@ def build_of(
             return target
         started = time.perf_counter()
         config, tensors = checkpoints.read(path)
-        codec = codec_for(path, config.n_vocab)
+        codec = checkpoints.codec_of(path, config.n_vocab)
         litert_build.build(target, config, tensors, precision, codec=codec, source=source, progress=progress)
         store.keep_builds(MAX_BUILDS)
         (note or _ignore)(f"built for litert, {precision}, in {time.perf_counter() - started:.1f} s: {target}")
@@ -134,7 +133,7 @@ def _missing() -> str:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     """What changes when a model's files do, without reading them."""
-    files = sorted(entry for entry in path.iterdir() if entry.is_file())
+    files = sorted(entry for entry in path.iterdir() if entry.is_file()) if path.is_dir() else [path]
     states = [(entry.name, entry.stat()) for entry in files]
     return {"files": [[name, state.st_size, state.st_mtime_ns] for name, state in states]}
 

@@ -18,7 +18,7 @@ from typing import Any
 from gpt2 import checkpoints
 from gpt2.atomic import atomic_file, atomic_folder
 from gpt2.checkpoints.names import Tensors, checked_values
-from gpt2.codec import Codec, codec_for
+from gpt2.codec import Codec
 from gpt2.config import GPT2Config
 from gpt2.engines import Engine
 from gpt2.errors import CheckpointError, ConfigError
@@ -93,7 +93,7 @@ def from_folder(path: Path) -> Source:
 
         return open_engine(path, "keras")
 
-    return Source(config, codec_for(path, config.n_vocab), tensors, engine)
+    return Source(config, checkpoints.codec_of(path, config.n_vocab), tensors, engine)
 
 
 def export(
