@@ -12,6 +12,7 @@ engine; whoever only wants text, and fast, opens a model with `gpt2.language_mod
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,9 +31,10 @@ from gpt2.data.prepare import codec_hash, read_tokens
 from gpt2.data.rows import ArrayTokens
 from gpt2.data.shards import Prepared, is_prepared
 from gpt2.engines.keras import KerasEngine
-from gpt2.errors import CodecError, ConfigError, TensorMismatchError, TrainingError
+from gpt2.errors import CodecError, ConfigError, EvaluationError, TensorMismatchError, TrainingError
 from gpt2.language_model import LanguageModel, Prompt
 from gpt2.model import GPT2
+from gpt2.monitors import Monitor, Watch, check_monitors
 from gpt2.runs import Run
 from gpt2.training import LogEntry, Progress, train
 from gpt2.training.devices import is_chief
@@ -186,6 +188,7 @@ def train_model(
     valid_data: Data | None = None,
     training: TrainingConfig | None = None,
     run: str | os.PathLike[str] | None = None,
+    monitors: Sequence[Monitor] = (),
     on_log: Callable[[LogEntry], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     note: Callable[[str], None] | None = None,
@@ -202,6 +205,7 @@ def train_model(
         training: how; None takes the defaults.
         run: a new folder for settings, numbers, checkpoints and a report (see `gpt2.runs`), from which
             `resume_training` can go on; None keeps nothing.
+        monitors: evaluations that are made before the first step and at each checkpoint of the run.
         on_log: called with each `LogEntry`.
         on_step: called with each step's number.
         note: told what a person should know, such as a checkpoint that was saved.
@@ -213,17 +217,23 @@ def train_model(
         float32 model in any case.
 
     Raises:
-        ConfigError: both or neither of `model` and `config`.
+        ConfigError: both or neither of `model` and `config`, or `monitors` without a run.
+        EvaluationError: the data of a monitor is not there, or the model has no vocabulary to read it with.
         TrainingError: the text cannot be used, the loss is no longer a number, or `run` holds something.
     """
     if (model is None) == (config is None):
         raise ConfigError("train_model: expected one of model (to fine-tune) and config (to begin anew)")
+    if monitors and run is None:
+        raise ConfigError("monitors: expected a run beside them, in which the results are kept; got none")
+    check_monitors(monitors)
     training = training or TrainingConfig()
     if model is None:
         assert config is not None
         base = new_model(config, seed=training.seed, name="trained")
     else:
         base = load_model(model) if isinstance(model, (str, os.PathLike)) else model
+    if monitors and base.codec is None:
+        raise EvaluationError("monitors: expected a model with a vocabulary, since test sets are text; it has none")
     name = base.name if model is None else f"{base.name}-tuned"
     tokens, valid_tokens = read_data(data, valid_data, base.codec)
     T = training.sequence_length or base.config.n_ctx
@@ -231,7 +241,8 @@ def train_model(
         (note or _ignore)(f"the {len(valid_tokens):,} tokens held out do not fill a sequence of {T}; not measured on")
         valid_tokens = None
     base_name = None if model is None else base.name
-    work = _Training(base, base_name, name, training, tokens, valid_tokens, on_log, on_step, note, stop_asked, strategy)
+    told = (on_log, on_step, note, stop_asked)
+    work = _Training(base, base_name, name, training, tokens, valid_tokens, monitors, *told, strategy)
     del base, model  # unless the caller keeps it, its memory is needed
     if run is None:
         return work.go(None)
@@ -285,7 +296,8 @@ def resume_training(
             raise TrainingError(f"{name}: expected the text that the run was begun with, got other tokens")
         rows.append(tokens)
     assert rows[0] is not None
-    settings = (base, facts["base"], facts["name"], training, rows[0], rows[1])
+    monitors = [Monitor(**values) for values in facts.get("monitors", ())]
+    settings = (base, facts["base"], facts["name"], training, rows[0], rows[1], monitors)
     work = _Training(*settings, on_log, on_step, note, stop_asked, strategy)
     del base, settings
     return work.go(opened)
@@ -302,6 +314,7 @@ class _Training:
         config: TrainingConfig,
         tokens: Tokens,
         valid_tokens: Tokens | None,
+        monitors: Sequence[Monitor],
         on_log: Callable[[LogEntry], None] | None,
         on_step: Callable[[int], None] | None,
         note: Callable[[str], None] | None,
@@ -311,7 +324,7 @@ class _Training:
         self.base_name, self.name, self.config = base_name, name, config
         self.tokens, self.valid_tokens, self.strategy = tokens, valid_tokens, strategy
         self.on_log, self.on_step, self.note = on_log, on_step, note or _ignore
-        self.stop_asked = stop_asked
+        self.stop_asked, self.monitors = stop_asked, monitors
         self.shape, self.codec = base.config, base.codec
         self.source: GPT2 | None = base.network
         """What training begins from, until it has been copied."""
@@ -333,6 +346,7 @@ class _Training:
             "trainable_parameters": stepper.num_trainable,
             "data": data,
             "training": self.config.to_dict(),
+            "monitors": [dataclasses.asdict(monitor) for monitor in self.monitors],
         }
         if is_chief(self.strategy):
             run = Run.create(folder, facts, self.note, self._save_base)
@@ -379,11 +393,21 @@ class _Training:
         def on_save(progress: Progress) -> None:
             assert run is not None
             run.save(stepper, progress, self.codec)
+            if self.stop_asked is None or not self.stop_asked():  # else it is made when the run goes on
+                look(progress.step)
+
+        def look(step: int) -> None:
+            if watch is not None and watch.is_due(step):
+                update_result()
+                watch.look(step)
 
         with run.locked() if run is not None and writes else contextlib.nullcontext():
+            watch = None
             if run is not None and writes:
                 run.forget_after(progress.step)
+                watch = Watch(run, self.monitors, trained, self.note)
             try:
+                look(progress.step)
                 train(
                     stepper,
                     self.tokens,

@@ -69,10 +69,11 @@ def write_report(run: Path) -> Path:
     facts = _read_run(run / "run.json")
     entries = read_metrics(run / "metrics.jsonl")
     samples = _read_samples(run / "samples.jsonl")
+    figures = _read_figures(run / "evaluations.jsonl")
     curves = _Curves.of(entries)
     with atomic_file(run / "loss.png") as new:
         _loss_figure(curves, _PICTURE, size=(9, 5)).savefig(new, format="png", dpi=150, facecolor=_PICTURE.page)
-    page = _page(run, facts, entries, curves, samples)
+    page = _page(run, facts, entries, curves, samples, figures)
     with atomic_file(run / "report.html") as new:
         new.write_bytes(page.encode("utf-8", "replace"))  # a model may write half a surrogate pair
     return run / "report.html"
@@ -133,6 +134,25 @@ def _read_samples(path: Path) -> dict[str, dict[int, str]]:
     for step, prompt, text in kept:
         samples.setdefault(prompt, {})[step] = text
     return samples
+
+
+_Figures = dict[str, dict[int, Mapping[str, Any]]]
+"""Of an evaluation: metric -> step -> line, the headline first."""
+
+
+def _read_figures(path: Path) -> dict[str, _Figures]:
+    """The evaluations at checkpoints, by name in the order they first came, steps increasing."""
+    kept: list[dict[str, Any]] = []
+    for line in read_lines(path):
+        while kept and kept[-1]["step"] > line["step"]:
+            kept.pop()
+        kept.append(line)
+    figures: dict[str, _Figures] = {}
+    for line in kept:
+        if not math.isnan(_number(line, "value")):
+            metrics = figures.setdefault(str(line.get("name", "")), {})
+            metrics.setdefault(str(line.get("title", "")), {})[line["step"]] = line
+    return figures
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------------------
@@ -380,7 +400,7 @@ dd { margin: .1rem 0 0; font-variant-numeric: tabular-nums; overflow-wrap: anywh
 dd strong { display: block; font-size: 1.2rem; font-weight: 600; line-height: 1.35; }
 dd small { color: var(--soft); font-size: .85rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 1.5rem 2rem; }
-.charts > :first-child { grid-column: 1 / -1; }
+.charts:not(.alike) > :first-child { grid-column: 1 / -1; }
 svg { display: block; width: 100%; height: auto; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .scroll { overflow-x: auto; }
@@ -422,12 +442,14 @@ def _page(
     entries: Sequence[Mapping[str, Any]],
     curves: _Curves,
     samples: Mapping[str, Mapping[int, str]],
+    figures: Mapping[str, _Figures],
 ) -> str:
     name = escape(run.resolve().name or run)
     sections = (
         _header(name, facts, entries, curves),
         _charts(curves),
         _evaluations(curves),
+        _monitors(figures),
         _sample_section(samples),
         _checkpoint_section(run, curves),
         _settings(facts),
@@ -558,6 +580,47 @@ def _evaluations(curves: _Curves) -> str:
         return ""
     heads = ("step", "tokens", "training loss", "validation loss", "perplexity")
     return f"<details><summary>The {len(rows):,} evaluations as a table</summary>\n{table(heads, rows)}</details>\n"
+
+
+def _monitors(figures: Mapping[str, _Figures]) -> str:
+    """What the model can do beside what it is trained on: a chart of each evaluation's headline, and all numbers."""
+    if not figures:
+        return ""
+    charts, tables = [], []
+    for number, (name, metrics) in enumerate(figures.items()):
+        headline = next(iter(metrics))
+        figure, axes = _figure(f"{name}: {headline}", _STAND_INS, (5.2, 2.9))
+        steps = np.array(list(metrics[headline]), float)
+        values = np.array([_number(line, "value") for line in metrics[headline].values()])
+        _line(axes, steps, values, _STAND_INS.second, marked=True)
+        axes.set_xlabel("step", color=_STAND_INS.soft, fontsize=9)
+        charts.append(_svg(figure, f"monitor{number}", f"{name}: {headline} against steps"))
+        rows = []
+        for title, lines in metrics.items():
+            first, last = (lines[step] for step in (min(lines), max(lines)))
+            change = _number(last, "value") - _number(first, "value")
+            rows.append(
+                (title, *(_interval(lines[step]) if step in lines else "" for step in _some(lines)), f"{change:+.4g}")
+            )
+        heads = (name, *(f"step {step:,}" for step in _some(metrics[headline])), "change")
+        tables.append(table(heads, rows))
+    return (
+        '<h2>Evaluations at the checkpoints</h2>\n<p class="soft">The value, and its 95 % interval '
+        f'over documents.</p>\n<div class="charts alike">\n{"".join(f"<div>{svg}</div>" for svg in charts)}</div>\n'
+        + "".join(tables)
+    )
+
+
+def _some(lines: Mapping[int, object]) -> list[int]:
+    """Up to eight of the steps, evenly, with the first and the last."""
+    steps = sorted(lines)
+    return [steps[place] for place in sorted({round(n) for n in np.linspace(0, len(steps) - 1, 8)})]
+
+
+def _interval(line: Mapping[str, Any]) -> str:
+    low, high = _number(line, "low"), _number(line, "high")
+    value = f"{_number(line, 'value'):.4g}"
+    return value if math.isnan(low) or math.isnan(high) else f"{value} ({low:.4g} to {high:.4g})"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

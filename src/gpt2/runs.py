@@ -4,6 +4,7 @@
     RUN/data/, valid/            the tokens, where they were prepared for this run
     RUN/metrics.jsonl            a line for each entry of the log
     RUN/samples.jsonl            what the model wrote on the way
+    RUN/evaluations.jsonl        evaluations at the checkpoints, a line for each figure
     RUN/tensorboard/             the same numbers for TensorBoard
     RUN/checkpoints/step-00000100/   a model that loads as RUN@100, and what is needed to go on from it
     RUN/best.json                which checkpoint had the lowest held-out loss
@@ -42,6 +43,7 @@ from gpt2.training.step import Stepper
 FORMAT = 1
 DATA, VALID = "data", "valid"
 """In a run's folder, text that `gpt2 train` has prepared for it."""
+EVALUATIONS = "evaluations.jsonl"
 
 
 class Run:
@@ -202,6 +204,11 @@ class Run:
         _append(self.folder / "samples.jsonl", {"step": step, "prompt": prompt, "text": text})
         self._board().sample(step, prompt, text)
 
+    def evaluated(self, values: Mapping[str, Any]) -> None:
+        """Add a figure of an evaluation: `step`, `name`, `metric`, `value` and what else is known of it."""
+        _append(self.folder / EVALUATIONS, values)
+        self._board().figure(values)
+
     def _board(self) -> TensorBoardLog:
         if self._tensorboard is None:
             self._tensorboard = TensorBoardLog(self.folder / "tensorboard")
@@ -216,7 +223,7 @@ class Run:
 
     def forget_after(self, step: int) -> None:
         """Drop lines about steps that will be taken again; for the one process that writes, under the lock."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl", EVALUATIONS):
             path = self.folder / name
             if path.is_file():
                 kept = [values for values in report.read_lines(path) if values["step"] <= step]
@@ -228,6 +235,8 @@ class Run:
             self._board().metrics(values)
         for values in report.read_lines(self.folder / "samples.jsonl"):
             self._board().sample(values["step"], values["prompt"], values["text"])
+        for values in report.read_lines(self.folder / EVALUATIONS):
+            self._board().figure(values)
 
 
 def versions() -> dict[str, str]:

@@ -82,6 +82,16 @@ class TensorBoardLog:
         )
         self._write(Event(step=entry["step"], summary=summary))
 
+    def figure(self, values: Mapping[str, Any]) -> None:
+        """Write a figure of an evaluation, under its name and metric.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
+        tag = f"evaluations/{values['name']}/{values['metric']}".encode("utf-8", "replace").decode()
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(values["value"]))])
+        self._write(Event(step=values["step"], summary=summary))
+
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Write a sample under a tag made of its prompt; it is shown as it is, not as Markdown.
 

@@ -71,6 +71,11 @@ def train(
     ] = None,
     keep_last: Annotated[int, typer.Option(help="Checkpoints kept, besides the best.")] = 2,
     sample: Annotated[list[str] | None, typer.Option(help="A prompt to continue at each row; may be repeated.")] = None,
+    monitor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK=PATH", help="Evaluate at each checkpoint: a task of gpt2 eval. May be repeated."),
+    ] = None,
+    monitor_limit: Annotated[int | None, typer.Option(help="Of each such set only so many documents.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything drawn at random.")] = 0,
 ) -> None:
     """Train on text: a new model, or with --from an existing one.
@@ -81,6 +86,7 @@ def train(
 
     Examples:
       gpt2 train stories/ --from bundled -o my-run --steps 200 --batch-size 4 --sequence-length 128
+      gpt2 train stories/ --monitor wikitext2=wiki.test.raw --monitor-limit 10 -o watched
       gpt2 train stories/ --n-layer 4 --n-embd 128 --n-head 4 --n-ctx 256 -o small --steps 2000
     """
     from gpt2 import store
@@ -127,8 +133,11 @@ def train(
     )
     from gpt2 import gpt, runs
     from gpt2.codec import fitting_default
+    from gpt2.monitors import Monitor, check_monitors
     from gpt2.training.devices import strategy_of_environment
 
+    monitors = [Monitor.parse(text, monitor_limit) for text in monitor or ()]
+    check_monitors(monitors)  # complain before the text is prepared
     strategy = strategy_of_environment()
     shape, codec = gpt.shape_and_codec(base) if config is None else (config, fitting_default(config.n_vocab))
     reading = (column, encoding, codec, strategy)
@@ -146,6 +155,7 @@ def train(
             valid_data=valid or None,
             training=training,
             run=out,
+            monitors=monitors,
             strategy=strategy,
             **told,
         )
