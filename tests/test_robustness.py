@@ -319,7 +319,8 @@ def test_a_full_disk_is_a_507_whatever_it_has_become() -> None:
     assert problem_of(OSError(errno.EIO, "I/O error")).status == 500
 
 
-def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_job", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_disk_that_fills_up(tmp_path: Path, with_job: bool) -> None:
     """A real one, of 24 MB: uploads and saves get 507, a job fails and says why, and text is written all the time."""
     write_tiny(tmp_path / "models" / "tiny")
     disk = tmp_path / "disk"
@@ -349,22 +350,23 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
         names = [model["id"] for model in httpx.get(server.url + "/v1/models").json()["data"]]
         assert "before" in names
         assert "after" not in names
-        small = {
-            "training_files": [first],
-            "name": "new",
-            "training": {"steps": 5, "batch_size": 1, "precision": "float32"},
-        }
-        ordered = post(server, "/v2/train", small)
-        if ordered.status_code == 200:
-            job = f"{server.url}/v2/jobs/{ordered.json()['id']}"
-            end = time.monotonic() + 100
-            while (facts := httpx.get(job).json())["finished"] is None:
-                assert time.monotonic() < end
-                time.sleep(0.2)
-            assert facts["status"] == "failed"
-            assert "No space left" in facts["error"]
-        else:
-            assert ordered.status_code == 507
+        if with_job:
+            small = {
+                "training_files": [first],
+                "name": "new",
+                "training": {"steps": 5, "batch_size": 1, "precision": "float32"},
+            }
+            ordered = post(server, "/v2/train", small)
+            if ordered.status_code == 200:
+                job = f"{server.url}/v2/jobs/{ordered.json()['id']}"
+                end = time.monotonic() + 100
+                while (facts := httpx.get(job).json())["finished"] is None:
+                    assert time.monotonic() < end
+                    time.sleep(0.2)
+                assert facts["status"] == "failed"
+                assert "No space left" in facts["error"]
+            else:
+                assert ordered.status_code == 507
         assert post(server, "/v1/completions", {"max_tokens": 3}).status_code == 200
         assert httpx.get(server.url + "/ready").status_code == 200
         for file in kept:
@@ -570,6 +572,44 @@ def test_who_takes_no_answer_is_cut_off(tmp_path: Path) -> None:
             server.should_exit = True
             thread.join(30)
     assert not thread.is_alive()
+
+
+def test_a_file_that_is_removed_while_it_is_asked_for() -> None:
+    """Between the look whether it is there and its opening it could go, and that was a 500. Schemathesis found it."""
+    service = tiny_service()
+    new = (records := Records()).new_file_path()
+    new.write_text("Mary had a little lamb.")
+    file = records.add_file(new, "text.txt", "fine-tune")
+
+    async def check() -> list[httpx.Response]:
+        async with running(service) as client:
+            whole = await client.get(f"/v1/files/{file.id}/content")
+            records.file_path(file.id).unlink()
+            return [whole, await client.get(f"/v1/files/{file.id}/content")]
+
+    whole, gone = asyncio.run(check())
+    assert (whole.text, whole.headers["content-length"]) == ("Mary had a little lamb.", "23")
+    assert gone.status_code == 404
+    assert "was removed meanwhile" in error_of(gone)["message"]
+
+
+def test_a_model_that_is_removed_while_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for files: its name was there, its folder no more."""
+    service = tiny_service()
+    gone = store.models_folder() / "gone"
+    names, resolve = store.list_models, store.resolve_name
+    monkeypatch.setattr(store, "list_models", lambda: [*names(), "gone"])
+    monkeypatch.setattr(store, "resolve_name", lambda name: gone if name == "gone" else resolve(name))
+
+    async def check() -> None:
+        async with running(service) as client:
+            listed = await client.get("/v1/models")
+            assert [model["id"] for model in listed.json()["data"]] == ["bundled", "tiny"]
+            assert (await client.get("/v1/models/gone")).status_code == 404
+            response = await client.post("/v1/completions", json={"model": "gone", "max_tokens": 1})
+            assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
+
+    asyncio.run(check())
 
 
 def test_a_field_given_twice_is_refused(server: Running) -> None:

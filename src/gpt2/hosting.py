@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpt2 import store
 from gpt2.batch import MAX_ROWS
-from gpt2.errors import CancelledError, ModelInUseError, QueueFullError
+from gpt2.errors import CancelledError, CheckpointNotFoundError, ModelInUseError, QueueFullError
 from gpt2.language_model import LanguageModel, open_model
 from gpt2.scheduler import MAX_WAITING, Scheduler
 
@@ -155,7 +155,10 @@ class Host:
         """What changes when another folder takes a name."""
         name = self.default if name is None else name
         path: Path = store.resolve_name(name)
-        state = path.stat()
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            raise CheckpointNotFoundError(f"model: {name} was removed meanwhile") from None
         return (str(path), state.st_ino, state.st_mtime_ns)
 
     def _opened(self, name: str | None) -> Hosted:

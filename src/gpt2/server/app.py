@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from gpt2 import store
-from gpt2.errors import GPT2Error
+from gpt2.errors import CheckpointNotFoundError, GPT2Error, ModelNameError
 from gpt2.hosting import Host
 from gpt2.jobs.supervisor import stop_supervising, supervise
 from gpt2.server import completions, fine_tuning, objects, playground, versions
@@ -214,7 +214,11 @@ class _Routes:
 
     async def models(self, _: Request) -> Response:
         names = await asyncio.to_thread(store.list_models)
-        return JSONResponse({"object": "list", "data": [self._model(name) for name in (store.BUNDLED, *names)]})
+        data = []
+        for name in (store.BUNDLED, *names):
+            with contextlib.suppress(ModelNameError, CheckpointNotFoundError):  # removed meanwhile
+                data.append(self._model(name))
+        return JSONResponse({"object": "list", "data": data})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
@@ -227,7 +231,10 @@ class _Routes:
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     def _model(self, name: str) -> dict[str, Any]:
-        created = int(store.resolve_name(name).stat().st_mtime)
+        try:
+            created = int(store.resolve_name(name).stat().st_mtime)
+        except FileNotFoundError:
+            raise CheckpointNotFoundError(f"model: {name} was removed meanwhile") from None
         return {"id": name, "object": "model", "created": created, "owned_by": "gpt2"}
 
     async def tokenize(self, request: Request) -> Response:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message
 
 from gpt2 import store
@@ -185,8 +186,17 @@ class _Routes:
         return JSONResponse(_file(self.records.file(request.path_params["file_id"])))
 
     async def content(self, request: Request) -> Response:
-        path = self.records.file_path(request.path_params["file_id"])
-        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+        file_id = request.path_params["file_id"]
+        path = self.records.file_path(file_id)
+        try:
+            source = await asyncio.to_thread(path.open, "rb")  # from here on it may be removed
+        except FileNotFoundError:
+            raise JobError(f"file: expected the id of an uploaded one, but {file_id} was removed meanwhile") from None
+        headers = {
+            "Content-Length": str(os.fstat(source.fileno()).st_size),
+            "Content-Disposition": f'attachment; filename="{path.name}"',
+        }
+        return StreamingResponse(_pieces(source), headers=headers, media_type="application/octet-stream")
 
     async def delete(self, request: Request) -> Response:
         name = request.path_params["file_id"]
@@ -271,6 +281,12 @@ class _Routes:
                 }
             )
         return _page(request, rows)
+
+
+async def _pieces(source: BinaryIO) -> AsyncIterator[bytes]:
+    with source:
+        while piece := await asyncio.to_thread(source.read, 1 << 18):
+            yield piece
 
 
 def _counted(request: Request, limit: int) -> Callable[[], Awaitable[Message]]:
