@@ -77,7 +77,7 @@ class Document:
         """
         content: dict[str, Any] = {media: {} if response is None else {"schema": self._reference(response)}}
         if streams:
-            content[EVENTS] = {"schema": {"type": "string"}}
+            content[EVENTS] = {}  # a schema here would be of each event, which ends in [DONE]
         operation: dict[str, Any] = {
             "summary": summary,
             "operationId": method.lower() + re.sub("[/{}]+", "_", path).rstrip("_"),
