@@ -77,6 +77,43 @@ def add(
         typer.echo(f"note: {note}", err=True)
 
 
+@models_app.command("verify")
+def verify(
+    name: Annotated[str, typer.Argument(help="A name in the store, a folder or a file.")],
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Another model, which has to compute the same logits.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="The largest difference of logits that is right.")
+    ] = 1e-3,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a model: its files' hashes, its shapes and numbers, its vocabulary, and what it computes.
+
+    The exit status is 1 if anything is wrong. Example: gpt2 models verify mine.gguf --reference 124M --tolerance 0.5
+    """
+    from gpt2 import store
+    from gpt2.verification import verify
+
+    other = None if reference is None else store.resolve(reference)
+    found = verify(store.resolve(name), other, tolerance=tolerance)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        typer.echo(f"{found.path}: {found.format}, {found.parameters:,} parameters, all of them finite")
+        typer.echo("files: " + ("as their manifest says" if found.manifest else "no manifest to compare with"))
+        typer.echo(f"vocabulary: {'sound' if found.codec else 'none'}")
+        typer.echo(f"weights: SHA-256 {found.weights_sha256}")
+        if found.reference is not None:
+            typer.echo(
+                f"logits: {'agree' if found.holds else 'DIFFER'}, by {found.largest_difference:.3g} at most "
+                f"(allowed {found.tolerance:g}) at {found.positions} positions; the weights are "
+                f"{'the same' if found.same_weights else 'others'}"
+            )
+    if not found.holds:
+        raise typer.Exit(1)
+
+
 @models_app.command("remove")
 def remove(
     name: Annotated[str, typer.Argument(help="A name in the store.")],

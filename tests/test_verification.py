@@ -1,0 +1,90 @@
+"""`gpt2 models verify`: what is whole passes, and each thing that is wrong ends with status 1 and says what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+import foreign
+import oracle
+from gpt2.checkpoints.names import weights_sha256
+from gpt2.cli import app
+from gpt2.config import GPT2Config
+from test_checkpoints import CONFIG, TENSORS, write
+from test_foreign import write as write_foreign
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["models", "verify", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("format", ["native", "huggingface", "gguf", "llmc", "nanogpt"])
+def test_a_whole_model_in_any_format(tmp_path: Path, format: str) -> None:
+    own = format in ("native", "huggingface")
+    path = write(tmp_path / "model", format) if own else write_foreign(tmp_path, format)
+    found = json.loads(run(path, "--json").stdout)
+    assert (found["format"], found["parameters"], found["manifest"]) == (
+        format,
+        CONFIG.num_parameters,
+        format == "native",
+    )
+    assert found["weights_sha256"] == weights_sha256(TENSORS.items())
+    assert (found["holds"], found["codec"], found["largest_difference"]) == (True, False, None)
+
+
+def test_the_same_model_in_two_formats(tmp_path: Path) -> None:
+    result = run(write(tmp_path / "a"), "--reference", write_foreign(tmp_path, "gguf"))
+    assert result.exit_code == 0, result.output
+    assert "files: as their manifest says" in result.stdout
+    assert "logits: agree, by 0 at most (allowed 0.001) at 32 positions; the weights are the same" in result.stdout
+
+
+def test_another_model_as_a_reference(tmp_path: Path) -> None:
+    """The difference is the oracle's."""
+    others = {**TENSORS, "ln_f/b": TENSORS["ln_f/b"] + np.float32(0.01)}
+    path = foreign.write_gguf(tmp_path / "other.gguf", CONFIG, others)
+    result = run(path, "--reference", write(tmp_path / "a"))
+    assert result.exit_code == 1
+    assert "logits: DIFFER" in result.stdout
+    assert "the weights are others" in result.stdout
+    ids = np.random.default_rng(0).integers(0, CONFIG.n_vocab, (2, 16))
+    expected = max(
+        np.abs(oracle.logits(CONFIG, others, row) - oracle.logits(CONFIG, TENSORS, row)).max() for row in ids
+    )
+    found = json.loads(run(path, "--reference", tmp_path / "a", "--tolerance", "1", "--json").stdout)
+    assert found["holds"]
+    assert found["largest_difference"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_reference_of_another_shape(tmp_path: Path) -> None:
+    config = GPT2Config(n_vocab=61, n_ctx=8, n_embd=12, n_head=3, n_layer=2)
+    path = foreign.write_gguf(tmp_path / "other.gguf", config, oracle.random_tensors(config))
+    result = run(path, "--reference", write(tmp_path / "a"))
+    assert result.exit_code != 0
+    assert "reference: expected a model of the shape" in str(result.exception)
+
+
+def test_a_flipped_bit_a_nan_and_a_missing_tensor(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    for path, message in (
+        (folder, "model.safetensors: expected SHA-256"),
+        (
+            foreign.write_gguf(tmp_path / "nan.gguf", CONFIG, {**TENSORS, "wpe": TENSORS["wpe"] * np.float32("nan")}),
+            "wpe holds 192 numbers that are NaN",
+        ),
+        (
+            foreign.write_gguf(tmp_path / "less.gguf", CONFIG, {n: a for n, a in TENSORS.items() if n != "h1/ln_1/g"}),
+            "missing h1/ln_1/g",
+        ),
+    ):
+        result = run(path)
+        assert result.exit_code == 1
+        assert message in str(result.exception)
