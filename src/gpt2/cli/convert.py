@@ -9,12 +9,15 @@ from typing import Annotated
 import typer
 
 from gpt2.cli.status import Status
+from gpt2.errors import ConfigError
 
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A name in the store, or a folder in any format.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; for gguf a file NAME.gguf.")],
-    to: Annotated[str, typer.Option("--to", help="native, huggingface, openai, savedmodel, gguf, onnx or litert.")],
+    to: Annotated[
+        str, typer.Option("--to", help="native, huggingface, openai, savedmodel, gguf, onnx, litert; or peft.")
+    ],
     precision: Annotated[
         str,
         typer.Option(
@@ -32,19 +35,38 @@ def convert(
             "runtime is installed.",
         ),
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", help="A folder with LoRA adapters of PEFT's, merged into SRC on the way."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Write a model in another format, and have the programs that it is for compute with it.
 
     Example: gpt2 convert 124M my-model.gguf --to gguf --precision q8_0
+
+    --to peft writes the adapters alone that a run with --lora-rank has trained: gpt2 convert ./my-run out --to peft
     """
     from gpt2 import exports, store
 
+    if to == "peft":
+        from gpt2.checkpoints import peft
+
+        if adapter is not None or precision != "float32" or check:
+            raise ConfigError("to: peft takes neither --adapter nor --precision nor --check")
+        count = peft.write_from_run(target, store.resolve(source))
+        typer.echo(json.dumps({"path": str(target), "adapters": count}) if as_json else f"{target}: {count} adapters")
+        return
     precision = exports.check_options(to, precision)
     status = Status(f"building, {precision}")
     with status.waiting(f"writing {to}..."):
         report = exports.export(
-            target, exports.from_folder(store.resolve(source)), to, precision, check=check, progress=status.progress
+            target,
+            exports.from_folder(store.resolve(source), adapter),
+            to,
+            precision,
+            check=check,
+            progress=status.progress,
         )
     if as_json:
         typer.echo(json.dumps(report.to_dict()))

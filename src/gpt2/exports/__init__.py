@@ -17,6 +17,7 @@ from typing import Any
 
 from gpt2 import checkpoints
 from gpt2.atomic import atomic_file, atomic_folder
+from gpt2.checkpoints import peft
 from gpt2.checkpoints.names import Tensors, checked_values
 from gpt2.codec import Codec
 from gpt2.config import GPT2Config
@@ -76,22 +77,35 @@ class Report:
         return {**vars(self), "parity": None if self.parity is None else self.parity.to_dict()}
 
 
-def from_folder(path: Path) -> Source:
+def from_folder(path: Path, adapter: Path | None = None) -> Source:
     """A model on disk.
+
+    Args:
+        path: its folder or file.
+        adapter: a folder with low-rank adapters of PEFT's, which are merged into it; or None.
 
     Raises:
         CheckpointError: it cannot be read; also while its tensors are read.
     """
     config, first = checkpoints.read(path)
     once = [first]
+    adapters = None if adapter is None else peft.read(adapter, config)
 
     def tensors() -> Tensors:
-        return once.pop() if once else checkpoints.read(path)[1]
+        read = once.pop() if once else checkpoints.read(path)[1]
+        return read if adapters is None else adapters.merged(read)
 
     def engine() -> Engine:
         from gpt2.engines.registry import open_engine
 
-        return open_engine(path, "keras")
+        if adapters is None:
+            return open_engine(path, "keras")
+        from gpt2.engines.keras import KerasEngine
+        from gpt2.model import GPT2
+
+        network = GPT2(config, initialize=False)
+        network.set_tensors(adapters.merged(checkpoints.read(path)[1]))
+        return KerasEngine(network)
 
     return Source(config, checkpoints.codec_of(path, config.n_vocab), tensors, engine)
 
