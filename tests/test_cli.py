@@ -206,6 +206,20 @@ def test_ctrl_c_is_clean(tiny: str) -> None:
     assert error == b"\n"
 
 
+def test_convert_for_others(tiny: str, tmp_path: Path) -> None:
+    """What it prints is a line for people or JSON; a target that is no GGUF file is refused as misuse."""
+    pytest.importorskip("gguf")
+    target = str(tmp_path / "m.gguf")
+    report = json.loads(out("convert", tiny, target, "--to", "gguf", "--precision", "F16", "--no-check", "--json"))
+    assert (report["path"], report["format"], report["precision"]) == (target, "gguf", "float16")
+    assert report["bytes"] == os.path.getsize(target)
+    assert (report["parity"], report["not_checked"]) == (None, "as was asked")
+    assert "not checked: as was asked" in out("convert", tiny, target, "--to", "gguf", "--no-check")
+    done = gpt2("convert", tiny, str(tmp_path / "m"), "--to", "gguf", "--no-check")
+    assert done.returncode == 2
+    assert b"ends in .gguf" in done.stderr
+
+
 def test_convert_and_models(tiny: str, tmp_path: Path) -> None:
     home = str(tmp_path / "store")
     os.environ["GPT2_HOME"] = home

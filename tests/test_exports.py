@@ -690,6 +690,18 @@ def test_transformers_runs_what_is_written(tmp_path: Path, precision: str) -> No
 
 
 @pytest.mark.slow
+def test_conversions_hold_one_tensor_at_a_time() -> None:
+    """355M by the benchmark: far below the larger side. TensorFlow's own formats hold more; see benchmarks/LOG.md."""
+    formats = ["native", "huggingface", "gguf", "onnx", "litert"]
+    script = Path(__file__).parent.parent / "benchmarks" / "convert_memory.py"
+    command = [sys.executable, str(script), "355M", "--formats", *formats]
+    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    ratios = [float(ratio) for ratio in re.findall(r"ratio ([\d.]+)", done.stdout)]
+    assert len(ratios) == sum(len(exports.PRECISIONS[format]) for format in formats), done.stdout
+    assert max(ratios) < 0.9, done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("format", "precision"), [(format, known[-1]) for format, known in exports.PRECISIONS.items()])
 def test_each_format_is_checked_by_its_own_runtime(tmp_path: Path, format: str, precision: str) -> None:
     if exports.runtimes.missing(format):
