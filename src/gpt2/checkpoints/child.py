@@ -29,13 +29,8 @@ def ask(module: str, path: Path, word: str) -> Any:
     Raises:
         CheckpointFormatError: it raised something, or died.
     """
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-c", "from gpt2.checkpoints.child import main; main()", module, str(path), word]
     try:
-        done = subprocess.run(
-            command, capture_output=True, check=False, env=environment, timeout=SECONDS, stdin=subprocess.DEVNULL
-        )
+        done = run("gpt2.checkpoints.child", module, str(path), word, seconds=SECONDS)
     except subprocess.TimeoutExpired:
         raise CheckpointFormatError(f"{path}: cannot be read: no end after {SECONDS:.0f} s") from None
     if done.returncode < 0:
@@ -45,6 +40,20 @@ def ask(module: str, path: Path, word: str) -> Any:
         reason = said.get("error") or done.stderr.decode("utf-8", "replace").strip()[-300:]
         raise CheckpointFormatError(f"{path}: cannot be read: {reason}")
     return said["answer"]
+
+
+def run(module: str, *arguments: str, seconds: float, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """Call `main` of a module in a process of its own, without a GPU, which finds what this process finds.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **variables}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
+    return subprocess.run(
+        command, capture_output=True, check=False, env=environment, timeout=seconds, stdin=subprocess.DEVNULL
+    )
 
 
 def main() -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2.checkpoints import child
 from gpt2.codec import Codec
 from gpt2.engines import Engine
 from gpt2.errors import CheckpointError
@@ -165,8 +164,6 @@ def _what_is_wrong(found: Parity, format: str, dtype: str, reference: Reference)
 
 def _ask(path: Path, format: str, reference: Reference) -> tuple[dict[str, Any], np.ndarray]:
     """What the runtime says: a dict, and logits (K, T, V) of K ways to compute them."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "HF_HUB_OFFLINE": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "path": str(path),
@@ -177,11 +174,8 @@ def _ask(path: Path, format: str, reference: Reference) -> tuple[dict[str, Any],
             "end_of_text": reference.end_of_text,
         }
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-c", "from gpt2.exports.runtimes import main; main()", folder]
         try:
-            done = subprocess.run(
-                command, capture_output=True, check=False, env=environment, timeout=SECONDS, stdin=subprocess.DEVNULL
-            )
+            done = child.run("gpt2.exports.runtimes", folder, seconds=SECONDS, HF_HUB_OFFLINE="1")
         except subprocess.TimeoutExpired:
             raise CheckpointError(f"{format}: the runtime gave no answer after {SECONDS:.0f} s") from None
         if done.returncode < 0:
