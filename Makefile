@@ -23,7 +23,7 @@ serve: $(VENV)/.installed  ## Set up, then serve the bundled model and its page 
 install: $(VENV)/.installed  ## Set up the virtual environment with the package
 
 test: $(VENV)/.installed-test  ## Set up, then run the tests (under 10 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-test $(VENV)-lm-eval/.installed  ## The slow tests: large models, many kills and mutations
 	GPT2_LM_EVAL=$(CURDIR)/$(VENV)-lm-eval/bin/python $(BIN)/python -m pytest -m slow --timeout=3600

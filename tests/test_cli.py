@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -75,16 +74,6 @@ def test_light_commands_import_no_tensorflow(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "[]"
     assert done.returncode == 0
-
-
-def test_light_commands_are_quick() -> None:
-    """Under 0.5 s on a quiet machine; the bound here only catches a heavy import."""
-    best = 9.0
-    for _ in range(3):
-        started = time.monotonic()
-        gpt2("encode", "Hello world")
-        best = min(best, time.monotonic() - started)
-    assert best < 1.5
 
 
 def test_generate_is_repeatable_and_labels_itself(tiny: str) -> None:

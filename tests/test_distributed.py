@@ -65,7 +65,7 @@ def assert_close(run: Path, weights: dict[str, np.ndarray]) -> None:
         np.testing.assert_array_less(np.abs(ours[name] - array), atol, err_msg=name)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_replicas_come_to_the_weights_of_one(tmp_path, accumulation):
     command = [sys.executable, "-c", REPLICAS + TRAIN, str(tmp_path / "run"), str(accumulation)]
     subprocess.run(command, check=True, capture_output=True, timeout=200)

@@ -14,19 +14,18 @@ SHAPE = GPT2Config(n_vocab=300, n_ctx=16, n_embd=16, n_head=2, n_layer=4)
 
 
 def test_a_forecast_is_in_the_right_region() -> None:
-    """A process that trains needs what TensorFlow needs, and a little more for a network as small as this."""
+    """A process that trains needs what TensorFlow needs, and a little more for a network as small as this.
+
+    The memory of who asks does not count: a process takes over the peak that getrusage reports from its parent, 2.1 GB
+    in a full test run, not 0.7.
+    """
+    held = np.ones(3_000_000_000, np.uint8)
     found = plan.forecast(SHAPE, TrainingConfig(batch_size=2, steps=10))
+    assert held.nbytes == 3e9
     assert 0.3e9 < found.memory < 2e9
     assert 0 < found.seconds_per_step < 5
     assert found.tokens_per_second == pytest.approx(32 / found.seconds_per_step)
     assert found.seconds == pytest.approx(10 * found.seconds_per_step)
-
-
-def test_a_forecast_does_not_count_the_memory_of_who_asks() -> None:
-    """A process takes over the peak that getrusage reports from its parent: 2.1 GB in a full test run, not 0.7."""
-    held = np.ones(3_000_000_000, np.uint8)
-    found = plan.forecast(SHAPE, TrainingConfig(batch_size=2, steps=10))
-    assert found.memory < 0.8 * held.nbytes
 
 
 def measured(config: GPT2Config, training: TrainingConfig) -> tuple[float, float]:

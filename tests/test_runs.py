@@ -334,7 +334,7 @@ def kill_and_resume(folder: Path, cycles: int, steps: int) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="there is no kill -9")
 @pytest.mark.timeout(900)
 def test_killed_and_resumed_again_and_again(tmp_path):
-    kill_and_resume(tmp_path / "run", cycles=6, steps=60)
+    kill_and_resume(tmp_path / "run", cycles=4, steps=60)
 
 
 @pytest.mark.slow
