@@ -79,7 +79,7 @@ def write_network(folder: Path, network: GPT2, codec: Codec | None) -> None:
 
 
 class Graphs:
-    """A function for each signature."""
+    """A function for each signature; they call each other, so that the network is traced three times and not six."""
 
     def __init__(self, network: GPT2, codec: Codec | None) -> None:
         self._network = network
@@ -109,7 +109,7 @@ class Graphs:
     def _score(self, ids: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
         """The log-probability of each token behind the first, 0 behind a row's end, and their sums."""
         ids = self._checked_rows(ids, lengths, tf.constant(0))
-        logits = self._network(ids)[:, :-1]
+        logits = self.functions["logits"](ids)["logits"][:, :-1]
         targets = ids[:, 1:]
         chosen = -tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)  # (B, T - 1)
         chosen = tf.where(tf.sequence_mask(lengths - 1, tf.shape(targets)[1]), chosen, 0.0)
@@ -122,7 +122,7 @@ class Graphs:
 
     def _generate(self, prompts: tf.Tensor, **options: tf.Tensor) -> dict[str, tf.Tensor]:
         ids, lengths = self._codec.encode(prompts)
-        found = self._generate_ids(ids, lengths, **options)
+        found = self.functions["generate_ids"](ids, lengths, *(options[name] for name in _OPTIONS))
         # The text stops before <|endoftext|>, the ids behind it.
         ended = tf.reduce_any(found["ids"] == self.end_of_text, axis=1)
         return {"texts": self._codec.decode(found["ids"], found["lengths"] - tf.cast(ended, tf.int32)), **found}
