@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import oracle
-from gpt2 import checkpoints
+from gpt2 import checkpoints, exports, store
 from gpt2.checkpoints import peft
 from gpt2.cli import app
 from gpt2.config import GPT2Config, TrainingConfig
-from gpt2.errors import CheckpointFormatError, CheckpointNotFoundError, TensorMismatchError
+from gpt2.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, TensorMismatchError
 from gpt2.gpt import load_model, train_model
 from test_checkpoints import CONFIG, TENSORS, write
 
@@ -120,8 +121,10 @@ def test_what_a_run_trained_written_and_merged_again(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 61, 200)
     train_model(tokens, model=str(base), training=settings, run=tmp_path / "run")
     runner = CliRunner()
-    result = runner.invoke(app, ["convert", str(tmp_path / "run"), str(tmp_path / "adapter"), "--to", "peft"])
-    assert (result.exit_code, result.stdout.strip()) == (0, f"{tmp_path / 'adapter'}: 4 adapters"), result.output
+    command = ["convert", str(tmp_path / "run"), str(tmp_path / "adapter"), "--to", "peft", "--no-check"]
+    result = runner.invoke(app, command)
+    said = [f"{tmp_path / 'adapter'}: 4 adapters", "not checked: as was asked"]
+    assert (result.exit_code, result.stdout.splitlines()) == (0, said), result.output
     arrays = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert arrays["base_model.model.transformer.h.1.mlp.c_proj.lora_A.weight"].shape == (3, 48)
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 9
@@ -165,7 +168,28 @@ def test_with_peft_itself(tmp_path: Path) -> None:
     settings_here = TrainingConfig(steps=2, batch_size=2, sequence_length=8, lora_rank=3)
     tokens = np.random.default_rng(0).integers(0, 61, 200)
     train_model(tokens, model=str(tmp_path / "hf"), training=settings_here, run=tmp_path / "run")
-    CliRunner().invoke(app, ["convert", str(tmp_path / "run"), str(tmp_path / "ours"), "--to", "peft"])
+    command = ["convert", str(tmp_path / "run"), str(tmp_path / "ours"), "--to", "peft", "--check"]
+    result = CliRunner().invoke(app, command)
+    assert re.search(r"checked by peft .*: logits at 8 positions, .* 8 of 8 greedy tokens the same$", result.stdout)
     fresh = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "hf")
     loaded = library.PeftModel.from_pretrained(fresh, tmp_path / "ours")
     np.testing.assert_allclose(load_model(tmp_path / "run").logits(ids), logits(loaded), atol=1e-4)
+
+
+@pytest.mark.reference
+def test_wrong_adapters_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("torch", "transformers", "peft"):
+        pytest.importorskip(library)
+    base = write(tmp_path / "base", format="huggingface")
+    settings = TrainingConfig(steps=3, batch_size=2, sequence_length=8, lora_rank=3, learning_rate=0.1, warmup_steps=0)
+    tokens = np.random.default_rng(0).integers(0, 61, 200)
+    train_model(tokens, model=str(base), training=settings, run=tmp_path / "run")
+    adapter(tmp_path / "out")
+    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    name = peft._their_name
+    monkeypatch.setattr(
+        peft, "_their_name", lambda each: name(each).replace(".h.0.", ".h.9.").replace(".h.1.", ".h.0.")
+    )
+    with pytest.raises(CheckpointError, match="expected logits within"):
+        exports.export_adapters(tmp_path / "out", store.resolve(str(tmp_path / "run")), check=True)
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before

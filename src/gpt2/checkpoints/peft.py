@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,13 @@ def read(folder: Path, config: GPT2Config) -> Adapters:
     return Adapters(scale, _pairs(tensor_file.read_header(weights), config, rank, weights))
 
 
-def write_from_run(target: Path, checkpoint: Path) -> int:
+def write_from_run(target: Path, checkpoint: Path, *, check: Callable[[Path], None] | None = None) -> int:
     """Write the adapters that a run trained, as they were at one of its checkpoints, atomically.
 
     Args:
         target: a new folder, or one with adapters, which is replaced.
         checkpoint: `RUN/checkpoints/step-...`, as `store.resolve` gives it for `RUN` or `RUN@100`.
+        check: called with the finished folder, before it takes the target's place; if it raises, nothing is replaced.
 
     Returns:
         How many matrices have an adapter.
@@ -139,6 +140,8 @@ def write_from_run(target: Path, checkpoint: Path) -> int:
     with atomic_folder(target, replaceable=_is_adapter) as folder:
         (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         tensor_file.write_file(folder / WEIGHTS, arrays, shapes, "float32", {"format": "pt"})
+        if check is not None:
+            check(folder)
     return len(found) // 2
 
 

@@ -50,12 +50,14 @@ def convert(
     from gpt2 import exports, store
 
     if to == "peft":
-        from gpt2.checkpoints import peft
-
-        if adapter is not None or precision != "float32" or check:
-            raise ConfigError("to: peft takes neither --adapter nor --precision nor --check")
-        count = peft.write_from_run(target, store.resolve(source))
-        typer.echo(json.dumps({"path": str(target), "adapters": count}) if as_json else f"{target}: {count} adapters")
+        if adapter is not None or precision != "float32":
+            raise ConfigError("to: peft takes neither --adapter nor --precision")
+        written = exports.export_adapters(target, store.resolve(source), check=check)
+        if as_json:
+            typer.echo(json.dumps(written.to_dict()))
+            return
+        typer.echo(f"{target}: {written.adapters} adapters")
+        typer.echo(f"checked by {written.parity}" if written.parity else f"not checked: {written.not_checked}")
         return
     precision = exports.check_options(to, precision)
     status = Status(f"building, {precision}")

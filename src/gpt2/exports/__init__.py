@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,23 @@ class Report:
     num_parameters: int
     bytes: int
     """Of all its files."""
+    parity: Parity | None
+    """None where it was not checked."""
+    not_checked: str | None
+    """Why it was not."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**vars(self), "parity": None if self.parity is None else self.parity.to_dict()}
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What `export_adapters` wrote, and what PEFT says of it."""
+
+    path: str
+    adapters: int
+    """How many matrices have one."""
     parity: Parity | None
     """None where it was not checked."""
     not_checked: str | None
@@ -138,15 +156,8 @@ def export(
     precision = check_options(format, precision)
     if format == "gguf":
         _check_gguf_target(target)
-    missing = "" if check is False else runtimes.missing(format)
-    if check and missing:
-        raise ConfigError(f"check: the {format} format is checked by {missing}, which is not installed here")
-    reference = None
-    if check is not False and not missing:
-        engine = source.engine()
-        reference = parity.make_reference(engine, source.codec)
-        del engine
-        gc.collect()  # Keras' networks hold themselves; the next one to be in memory is the target's
+    not_checked = _why_not_checked(format, check)
+    reference = None if not_checked else _reference(source)
     found: list[Parity] = []
 
     def compare(path: Path) -> None:
@@ -162,8 +173,60 @@ def export(
         num_parameters=source.config.num_parameters,
         bytes=sum(entry.stat().st_size for entry in files),
         parity=found[0] if found else None,
-        not_checked=None if found else f"it takes {missing}" if missing else "as was asked",
+        not_checked=not_checked,
     )
+
+
+def export_adapters(target: Path, checkpoint: Path, *, check: bool | None = None) -> AdapterReport:
+    """Write the adapters that a run trained in PEFT's layout, and have PEFT compute with them on the run's base.
+
+    Args:
+        target: a new folder, or one with adapters, which is replaced.
+        checkpoint: one of a run with `--lora-rank`.
+        check: as for `export`.
+
+    Raises:
+        ConfigError: PEFT is demanded and not installed.
+        CheckpointError: the run trained no adapters, or PEFT computes something else than the checkpoint.
+    """
+    not_checked = _why_not_checked("peft", check)
+    found: list[Parity] = []
+
+    def compare(folder: Path) -> None:
+        if not_checked:
+            return
+        reference = _reference(from_folder(checkpoint))
+        config, tensors = checkpoints.read(checkpoint.parent.parent / "base")
+        with tempfile.TemporaryDirectory() as temporary:
+            base = Path(temporary, "base")
+            checkpoints.write(base, config, tensors, format="huggingface")
+            found.append(parity.check(folder, "peft", "float32", reference, base=base))
+
+    count = peft.write_from_run(target, checkpoint, check=compare)
+    return AdapterReport(str(target), count, found[0] if found else None, not_checked)
+
+
+def _why_not_checked(format: str, check: bool | None) -> str | None:
+    """None where it is to be checked.
+
+    Raises:
+        ConfigError: a check is demanded that is not possible here.
+    """
+    if check is False:
+        return "as was asked"
+    missing = runtimes.missing(format)
+    if check and missing:
+        raise ConfigError(f"check: the {format} format is checked by {missing}, which is not installed here")
+    return f"it takes {missing}" if missing else None
+
+
+def _reference(source: Source) -> parity.Reference:
+    """What a format's runtime is compared with."""
+    engine = source.engine()
+    reference = parity.make_reference(engine, source.codec)
+    del engine
+    gc.collect()  # Keras' networks hold themselves; the next one to be in memory is the target's
+    return reference
 
 
 def check_options(format: str, precision: str) -> str:

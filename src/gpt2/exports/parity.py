@@ -117,13 +117,13 @@ def make_reference(engine: Engine, codec: Codec | None) -> Reference:
     return Reference(None if codec is None else TEXT, text_ids, ids, logits, *greedy(engine, ids, steps, end), end)
 
 
-def check(path: Path, format: str, dtype: str, reference: Reference) -> Parity:
-    """Run the model at `path` by its format's runtime, and compare.
+def check(path: Path, format: str, dtype: str, reference: Reference, *, base: Path | None = None) -> Parity:
+    """Run the model at `path` by its format's runtime, and compare; adapters on top of their `base`.
 
     Raises:
         CheckpointError: it computes something else, or the runtime could not run it.
     """
-    answer, logits = _ask(path, format, reference)
+    answer, logits = _ask(path, format, reference, base)
     if logits.shape[1:] != reference.logits.shape or not np.isfinite(logits).all():
         raise CheckpointError(
             f"{answer['runtime']} gave logits of shape {list(logits.shape[1:])}, or some that are not finite; expected "
@@ -162,7 +162,7 @@ def _what_is_wrong(found: Parity, format: str, dtype: str, reference: Reference)
     return ""
 
 
-def _ask(path: Path, format: str, reference: Reference) -> tuple[dict[str, Any], np.ndarray]:
+def _ask(path: Path, format: str, reference: Reference, base: Path | None) -> tuple[dict[str, Any], np.ndarray]:
     """What the runtime says: a dict, and logits (K, T, V) of K ways to compute them."""
     with tempfile.TemporaryDirectory() as folder:
         job = {
@@ -172,6 +172,7 @@ def _ask(path: Path, format: str, reference: Reference) -> tuple[dict[str, Any],
             "ids": reference.ids,
             "steps": len(reference.greedy),
             "end_of_text": reference.end_of_text,
+            "base": None if base is None else str(base),
         }
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
         try:

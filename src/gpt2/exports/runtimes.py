@@ -27,6 +27,8 @@ class Job:
     ids: list[int]
     steps: int
     end_of_text: int | None
+    base: str | None = None
+    """For adapters, the model that they were trained on, in the huggingface format."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +111,33 @@ def _openai(job: Job) -> Answer:
 
 
 def _huggingface(job: Job) -> Answer:
-    import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(job.path, local_files_only=True).float().eval()
-    ids = torch.tensor([job.ids])
-    with torch.no_grad():
-        logits = model(ids).logits[0].numpy()
-        options = {"max_new_tokens": job.steps, "do_sample": False, "pad_token_id": job.end_of_text or 0}
-        text = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(job.path, local_files_only=True)
     text_ids = None
     if job.text is not None:
         text_ids = transformers.AutoTokenizer.from_pretrained(job.path, local_files_only=True)(job.text)["input_ids"]
-    greedy = text[0, len(job.ids) :].tolist()
-    return Answer(f"transformers {transformers.__version__}", [logits], greedy, text_ids)
+    return Answer(f"transformers {transformers.__version__}", *_by_torch(model, job), text_ids)
+
+
+def _peft(job: Job) -> Answer:
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(job.base, local_files_only=True)
+    model = peft.PeftModel.from_pretrained(base, job.path)
+    return Answer(f"peft {peft.__version__}", *_by_torch(model, job), None)
+
+
+def _by_torch(model: Any, job: Job) -> tuple[list[np.ndarray], list[int]]:
+    import torch
+
+    model, ids = model.float().eval(), torch.tensor([job.ids])
+    with torch.no_grad():
+        logits = model(ids).logits[0].numpy()
+        options = {"max_new_tokens": job.steps, "do_sample": False, "pad_token_id": job.end_of_text or 0}
+        text = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    return [logits], text[0, len(job.ids) :].tolist()
 
 
 def _savedmodel(job: Job) -> Answer:
@@ -219,6 +234,7 @@ _RUNTIMES: dict[str, Callable[[Job], Answer]] = {
     "savedmodel": _savedmodel,
     "gguf": _gguf,
     "onnx": _onnx,
+    "peft": _peft,
 }
 _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "native": ((), ""),
@@ -228,4 +244,5 @@ _NEEDS: dict[str, tuple[tuple[str, ...], str]] = {
     "savedmodel": ((), ""),
     "gguf": (("llama_cpp",), "llama-cpp-python (pip install 'gpt2[llama]')"),
     "onnx": (("onnxruntime",), "onnxruntime (pip install 'gpt2[onnx]')"),
+    "peft": (("torch", "transformers", "peft"), "torch, transformers and peft (pip install 'gpt2[reference]')"),
 }
