@@ -11,9 +11,13 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import foreign
+import model_server as faulty
 import oracle
+from gpt2 import checkpoints, store
+from gpt2.checkpoints.download import Spec, download
 from gpt2.checkpoints.names import weights_sha256
 from gpt2.cli import app
+from gpt2.codec import default_codec
 from gpt2.config import GPT2Config
 from test_checkpoints import CONFIG, TENSORS, write
 from test_foreign import write as write_foreign
@@ -88,3 +92,27 @@ def test_a_flipped_bit_a_nan_and_a_missing_tensor(tmp_path: Path) -> None:
         result = run(path)
         assert result.exit_code == 1
         assert message in str(result.exception)
+
+
+def test_a_download_is_compared_with_the_hashes_it_came_with() -> None:
+    with faulty.serving() as server:
+        config = GPT2Config(n_vocab=default_codec().n_vocab, n_ctx=8, n_embd=4, n_head=2, n_layer=1)
+        made = store.home() / "made"
+        checkpoints.write(
+            made, config, oracle.random_tensors(config).items(), format="huggingface", codec=default_codec()
+        )
+        server.files = {path.name: path.read_bytes() for path in made.iterdir()}
+        path = download(Spec("tiny", config, "huggingface", server.url))
+    assert json.loads(run("tiny", "--json").stdout)["download"]
+    assert "files: as they were downloaded" in run("tiny").stdout
+    assert not json.loads(run(made, "--json").stdout)["download"]
+    weights = path / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1  # still a number
+    weights.write_bytes(data)
+    result = run("tiny")
+    assert result.exit_code == 1
+    assert "expected SHA-256" in str(result.exception)
+    assert "as when it was downloaded" in str(result.exception)
+    (path / "merges.txt").unlink()
+    assert "merges.txt: came with the download, but is not there" in str(run("tiny").exception)

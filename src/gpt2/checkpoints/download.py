@@ -123,7 +123,7 @@ def download(
     with locked(parts / "lock"):
         if not force and is_here(spec):  # another process brought it while this one waited
             return target
-        known = {} if accept_new_hashes else _remembered(spec)
+        known = {} if accept_new_hashes else _remembered(spec.name, spec.source)
         hashes = {}
         for name, limit in spec.files.items():
             path = parts / name
@@ -201,7 +201,7 @@ def import_folder(
     target = store.folder_of(spec.name)
     if target.exists() and not force:
         raise DownloadError(f"{target}: is there already; replace it with --force")
-    known = {} if accept_new_hashes else _remembered(spec)
+    known = {} if accept_new_hashes else _remembered(spec.name, spec.source)
     hashes = {}
     with _new_model(target) as new:
         for name in spec.files:  # what is checked is the copy: the original may change meanwhile
@@ -213,6 +213,26 @@ def import_folder(
         _check_model(new, spec)
     _remember(spec, hashes)
     return target
+
+
+def verify(folder: Path) -> bool:
+    """Compare a downloaded model's files with the hashes remembered from when they came; False where there are none.
+
+    Raises:
+        IntegrityError: a file is another one now, or is missing.
+    """
+    if folder.resolve().parent != store.models_folder().resolve():
+        return False
+    hashes = _remembered(folder.name, checkpoints.detect(folder))
+    for file, expected in hashes.items():
+        if not (folder / file).is_file():
+            raise IntegrityError(f"{folder / file}: came with the download, but is not there")
+        found = sha256_of(folder / file)
+        if found != expected:
+            raise IntegrityError(
+                f"{folder / file}: expected SHA-256 {expected}, as when it was downloaded, found {found}"
+            )
+    return bool(hashes)
 
 
 def check_file(path: Path, spec: Spec) -> None:
@@ -333,10 +353,10 @@ def _hashes_path() -> Path:
     return store.home() / "sha256.json"
 
 
-def _remembered(spec: Spec) -> dict[str, str]:
+def _remembered(name: str, source: str) -> dict[str, str]:
     path = _hashes_path()
     known = json_file.read_object(path) if path.is_file() else {}
-    entry = known.get(f"{spec.name}/{spec.source}", {})
+    entry = known.get(f"{name}/{source}", {})
     return {name: value for name, value in entry.items() if isinstance(value, str)} if isinstance(entry, dict) else {}
 
 

@@ -101,7 +101,8 @@ def verify(
         typer.echo(json.dumps(found.to_dict()))
     else:
         typer.echo(f"{found.path}: {found.format}, {found.parameters:,} parameters, all of them finite")
-        typer.echo("files: " + ("as their manifest says" if found.manifest else "no manifest to compare with"))
+        known = "as their manifest says" if found.manifest else "no manifest to compare with"
+        typer.echo("files: " + ("as they were downloaded" if found.download else known))
         typer.echo(f"vocabulary: {'sound' if found.codec else 'none'}")
         typer.echo(f"weights: SHA-256 {found.weights_sha256}")
         if found.reference is not None:
