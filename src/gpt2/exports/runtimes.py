@@ -69,7 +69,7 @@ def _by_engine(job: Job, name: str, runtime: str) -> Answer:
     engine = open_engine(Path(job.path), name)
     codec = Codec.from_folder(job.path)
     logits = engine.logits(np.array([job.ids], np.int32))[0]
-    tokens, _ = greedy(engine, job.ids, job.steps, job.end_of_text)
+    tokens = greedy(engine, job.ids, job.steps, job.end_of_text)
     return Answer(runtime, [logits], tokens, codec.encode(job.text) if codec and job.text is not None else None)
 
 
@@ -105,7 +105,7 @@ def _openai(job: Job) -> Answer:
         network.set_tensors([(name, array)])
     engine, codec = KerasEngine(network), Codec.from_folder(job.path)
     logits = engine.logits(np.array([job.ids], np.int32))[0]
-    tokens, _ = greedy(engine, job.ids, job.steps, job.end_of_text)
+    tokens = greedy(engine, job.ids, job.steps, job.end_of_text)
     ids = codec.encode(job.text) if codec and job.text is not None else None
     return Answer(f"TensorFlow {tf.__version__}'s Saver", [logits], tokens, ids)
 
