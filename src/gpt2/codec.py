@@ -69,6 +69,8 @@ class Codec:
             name=name, pat_str=_PATTERN, mergeable_ranks=self._ranks, special_tokens=dict(special_tokens)
         )
         self._valid = frozenset(self._ranks.values()) | frozenset(self.special_tokens.values())
+        self.n_vocab = max(self._valid, default=-1) + 1
+        """How many ids there are: the highest id plus one."""
 
     @property
     def ranks(self) -> Mapping[bytes, int]:
@@ -150,11 +152,6 @@ class Codec:
         return cls.from_merges(_read_text(merges), _read_json(ids) if ids.is_file() else None, name=str(merges))
 
     # Facts
-
-    @property
-    def n_vocab(self) -> int:
-        """How many ids there are: the highest id plus one."""
-        return max(self._valid) + 1
 
     @property
     def end_of_text(self) -> int | None:
