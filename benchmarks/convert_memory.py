@@ -2,14 +2,16 @@
 
 A Hugging Face folder with random float32 weights is written, and converted to each format by a fresh process that
 reports its peak memory (resident, `VmHWM`; Linux) and time, without the check; with `--check` also with it, which does
-not count what the runtime's own process needs meanwhile. The ratio is that of the peak to the larger of source and
-target. Formats whose libraries are not installed are left out, and said so. 1558M needs 20 GB of disk.
+not count what the runtime's own process needs meanwhile; with `--back` what was written is also converted to native.
+The ratio is that of the peak to the larger of source and target. Formats whose libraries are not installed are left
+out, and said so. 1558M needs 20 GB of disk.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from gpt2.codec import default_codec
 from gpt2.config import SIZES, size_name
 from gpt2.errors import ConfigError
 
+READ = ("native", "huggingface", "openai", "gguf")
 CONVERTER = """
 import json, re, sys, time
 from pathlib import Path
@@ -58,6 +61,7 @@ def main() -> None:
     parser.add_argument("size", nargs="?", default="124M")
     parser.add_argument("--formats", nargs="*", default=list(exports.PRECISIONS))
     parser.add_argument("--check", action="store_true", help="also with the check")
+    parser.add_argument("--back", action="store_true", help="also back, from the formats that are read")
     arguments = parser.parse_args()
     size = size_name(arguments.size)
     config = SIZES[size]
@@ -81,7 +85,16 @@ def main() -> None:
                         f"ratio {ratio:.2f}  {found['seconds']:.0f} s" + (f"  {found['parity']}" if check else ""),
                         flush=True,
                     )
-                    subprocess.run(["rm", "-r", str(target.parent)], check=True)
+                    if arguments.back and not check and format in READ:
+                        back = convert(target, Path(folder, "back"), "native", "float32")
+                        size_back = max(found["bytes"], back["bytes"])
+                        print(
+                            f"  and back to native: peak {back['peak'] / 1e9:6.2f} GB  ratio "
+                            f"{back['peak'] / size_back:.2f}  {back['seconds']:.0f} s",
+                            flush=True,
+                        )
+                        shutil.rmtree(Path(folder, "back"))
+                    shutil.rmtree(target.parent)
 
 
 if __name__ == "__main__":

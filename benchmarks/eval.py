@@ -3,13 +3,15 @@
 GPT-2 124M with random weights, two threads, tokens made beforehand: windows of 1024 tokens of WikiText-2's test set,
 and HellaSwag's items. transformers does it as lm-eval does: windows one by one, each of the four endings with its
 context, eight of similar length in a batch, log-probabilities of all positions. Every round has other documents. The
-sums of log-likelihoods are compared, so that nobody is fast by doing something else.
+sums of log-likelihoods are compared, so that nobody is fast by doing something else. Printed last is how fast float32
+could be at most: the windows' products with weights at the speed that NumPy or torch has in one large product.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rivals import THREADS, Ours, huggingface
+from rivals import CONFIG, THREADS, Ours, huggingface
 
 from gpt2.codec import default_codec
 from gpt2.evaluation import TASKS, Options, find_data
@@ -86,6 +88,21 @@ CONTENDERS: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 
+def products_per_second() -> float:
+    """How many float32 multiplications with additions this machine does a second, in a product of large matrices."""
+    import torch
+
+    torch.set_num_threads(THREADS)
+    size, best = 2048, math.inf
+    a = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    for matrix in (a, torch.tensor(a)):  # NumPy's product, and torch's
+        for _ in range(5):
+            started = time.perf_counter()
+            matrix @ matrix
+            best = min(best, time.perf_counter() - started)
+    return size**3 / best
+
+
 def requests_of(task: str, data: Path) -> list[Request]:
     """All requests of a task."""
     options = Options().filled(TASKS[task], N_CTX)
@@ -142,6 +159,7 @@ def main() -> None:
                     found.setdefault((task, name), []).append(answer)
     for process in processes.values():
         process.communicate()
+    theirs_alone = math.nan
     for task in sizes:
         print(f"{task}: scored tokens a second, median of {given.rounds} rounds")
         rates = {}
@@ -154,6 +172,14 @@ def main() -> None:
         for name in ("ours float32", "ours int8"):
             ratio = rates[name] / rates["transformers float32"]
             print(f"  ratio {name} / transformers float32, {task}: {ratio:.2f}", flush=True)
+        if task == "wikitext2":
+            theirs_alone = rates["transformers float32"]
+    C, L, V = CONFIG.n_embd, CONFIG.n_layer, CONFIG.n_vocab
+    speed = products_per_second()
+    ceiling = speed / (12 * C * C * L + V * C)
+    print(f"float32 products of 2048 x 2048: {2 * speed / 1e9:.0f} GFLOP/s. With all else for nothing:")
+    print(f"  the windows of WikiText-2: {ceiling:,.0f} tokens a second")
+    print(f"  ratio of these products alone to transformers float32, wikitext2: {ceiling / theirs_alone:.2f}")
 
 
 if __name__ == "__main__":
