@@ -345,6 +345,19 @@ def test_savedmodel_samples(signatures: Any) -> None:
         assert abs((draws == token).mean() - share) < 4 * np.sqrt(share * (1 - share) / len(rows)) + 1e-3
 
 
+@pytest.mark.parametrize("temperature", [1e-8, 1e-38])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 1}, {"top_p": 0.5}])
+def test_savedmodel_near_temperature_0_is_greedy(temperature: float, filters: dict[str, float]) -> None:
+    """Negative logits, as GPT-2's are: divided by so little, what was kept used to fall below what was not."""
+    import tensorflow as tf
+
+    from gpt2.exports.saved_model import _choose
+
+    options = {name: tf.constant(value) for name, value in {**OPTIONS, "temperature": temperature, **filters}.items()}
+    logits = tf.constant(LOGITS - 200, tf.float32)
+    np.testing.assert_array_equal(_choose(logits, tf.constant(0), options), LOGITS.argmax(axis=1))
+
+
 def test_savedmodel_stops_at_the_end_of_text() -> None:
     """A model that knows nothing but <|endoftext|> writes it once; the text is what was before."""
     import tensorflow as tf
@@ -364,6 +377,7 @@ def test_savedmodel_stops_at_the_end_of_text() -> None:
 
 
 def test_savedmodel_refuses(signatures: Any) -> None:
+    """What `SamplingConfig` refuses too: `top_p` 0 used to write token 0 for ever, and say nothing."""
     import tensorflow as tf
 
     for signature, inputs, message in (
@@ -371,6 +385,16 @@ def test_savedmodel_refuses(signatures: Any) -> None:
         ("logits", {"ids": [[1] * 41]}, "at most 40 tokens in all"),
         ("generate_ids", {**padded(IDS), **OPTIONS, "max_tokens": 40}, "at most 40 tokens in all"),
         ("generate_ids", {**padded(IDS), **OPTIONS, "max_tokens": -1}, "max_tokens: expected 0 or more"),
+        *(
+            ("generate_ids", {**padded(IDS), **OPTIONS, name: value}, f"{name}: expected {wanted}, got.*{value}")
+            for name, wanted, values in (
+                ("temperature", "a number from 0 to 100", (-0.5, 101, float("nan"))),
+                ("top_k", "0 or more", (-1,)),
+                ("top_p", "a number above 0, up to 1", (0, -0.5, 1.5, float("nan"))),
+            )
+            for value in values
+        ),
+        ("generate", {"prompts": ["the"], **OPTIONS, "temperature": 1.0, "top_p": 0}, "top_p: expected a number above"),
         ("score", {"ids": [IDS], "lengths": [0]}, "lengths: expected from 1"),
         ("generate", {"prompts": [""], **OPTIONS}, "lengths: expected from 1"),
     ):

@@ -10,8 +10,9 @@ It is loaded by `tf.saved_model.load` alone, and by TensorFlow Serving. Its sign
     decode        ids (B, T), lengths (B,)                        -> texts (B,) strings
 
 The options are scalars, all of them needed: max_tokens, top_k (0 keeps all) and seed (int32), temperature (0 is
-greedy) and top_p (1 keeps all) (float32). All integers are int32; rows end where `lengths` says. Without a vocabulary
-`generate` is `generate_ids`, and there is neither `encode` nor `decode`.
+greedy) and top_p (above 0; 1 keeps all) (float32); what `SamplingConfig` refuses is refused. All integers are int32;
+rows end where `lengths` says. Without a vocabulary `generate` is `generate_ids`, and there is neither `encode` nor
+`decode`.
 
 The forward pass is that of `gpt2.model`, with its key/value cache inside a TensorFlow loop. There is no sliding window:
 prompt and max_tokens together fit n_ctx, or the call fails. Strings are cut and merged by TensorFlow's own operations
@@ -116,7 +117,8 @@ class Graphs:
         return {"log_probabilities": chosen, "totals": tf.reduce_sum(chosen, axis=1)}
 
     def _generate_ids(self, ids: tf.Tensor, lengths: tf.Tensor, **options: tf.Tensor) -> dict[str, tf.Tensor]:
-        ids = self._checked_rows(ids, lengths, options["max_tokens"])
+        with tf.control_dependencies(_option_checks(options)):
+            ids = self._checked_rows(ids, lengths, options["max_tokens"])
         found, count = self._continue(ids, lengths, options)
         return {"ids": found, "lengths": count}
 
@@ -151,7 +153,6 @@ class Graphs:
         checks = [
             *self._checks(ids, T + more),
             tf.debugging.Assert(fits, ["lengths: expected from 1 to the width of ids, got", lengths], summarize=8),
-            tf.debugging.Assert(more >= 0, ["max_tokens: expected 0 or more, got", more]),
         ]
         with tf.control_dependencies(checks):
             return tf.identity(ids)
@@ -199,6 +200,19 @@ class Graphs:
         return out, count
 
 
+def _option_checks(options: Mapping[str, tf.Tensor]) -> list[tf.Operation]:
+    """What fails where an option is one that `SamplingConfig` refuses too; NaN is in no range."""
+    max_tokens, temperature = options["max_tokens"], options["temperature"]
+    top_k, top_p = options["top_k"], options["top_p"]
+    is_warm = (temperature >= 0) & (temperature <= 100)
+    return [
+        tf.debugging.Assert(max_tokens >= 0, ["max_tokens: expected 0 or more, got", max_tokens]),
+        tf.debugging.Assert(is_warm, ["temperature: expected a number from 0 to 100, got", temperature]),
+        tf.debugging.Assert(top_k >= 0, ["top_k: expected 0 or more, got", top_k]),
+        tf.debugging.Assert((top_p > 0) & (top_p <= 1), ["top_p: expected a number above 0, up to 1, got", top_p]),
+    ]
+
+
 def _put(cache: tf.Tensor, places: tf.Tensor, new: tf.Tensor) -> tf.Tensor:
     """The cache (B, H, P, D) with new keys or values (B, H, 1, D) at each row's own place (B,)."""
     is_place = tf.range(tf.shape(cache)[2])[None] == places[:, None]  # (B, P)
@@ -214,7 +228,8 @@ def _choose(logits: tf.Tensor, n: tf.Tensor, options: Mapping[str, tf.Tensor]) -
     V = tf.shape(logits)[1]
 
     def draw() -> tf.Tensor:
-        values = logits / temperature
+        # With the highest at 0, none that is kept falls below the others or out of float32's range.
+        values = (logits - tf.reduce_max(logits, axis=1, keepdims=True)) / tf.maximum(temperature, 1e-30)
         values = tf.cond(top_k > 0, lambda: _keep_top_k(values, tf.minimum(top_k, V)), lambda: values)
         values = tf.cond(top_p < 1, lambda: _keep_top_p(values, top_p), lambda: values)
         tiny = tf.constant(1e-30)
@@ -226,7 +241,7 @@ def _choose(logits: tf.Tensor, n: tf.Tensor, options: Mapping[str, tf.Tensor]) -
 
 def _keep_top_k(values: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
     least = tf.math.top_k(values, k).values[:, -1:]
-    return tf.where(values >= least, values, -1e9)
+    return tf.where(values >= least, values, -float("inf"))
 
 
 def _keep_top_p(values: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
@@ -234,7 +249,7 @@ def _keep_top_p(values: tf.Tensor, p: tf.Tensor) -> tf.Tensor:
     ordered = tf.sort(values, axis=1, direction="DESCENDING")
     before = tf.cumsum(tf.nn.softmax(ordered), axis=1, exclusive=True)
     least = tf.reduce_min(tf.where(before < p, ordered, float("inf")), axis=1, keepdims=True)
-    return tf.where(values >= least, values, -1e9)
+    return tf.where(values >= least, values, -float("inf"))
 
 
 def _function(name: str, body: Any, specs: Mapping[str, tf.TensorSpec]) -> Any:
