@@ -69,6 +69,8 @@ def test_each_checkpoint_has_the_figures_of_its_own_evaluation(straight: tuple[P
             assert (line["value"], line["low"], line["high"]) == (estimate.value, estimate.low, estimate.high)
             assert line["weights_sha256"] == wanted.facts["weights_sha256"]
             assert line["data_sha256"] == wanted.facts["data"][0]["sha256"]
+            for fact in ("version", "protocol", "options", "detokeniser", "engine", "precision", "vocabulary_sha256"):
+                assert line[fact] == wanted.facts[fact]
     told = [note for note in notes if "at step" in note]
     assert re.fullmatch(r"perplexity other.txt at step 0: perplexity, per token [0-9.e+]+", told[0])
     assert re.fullmatch(r"perplexity other.txt at step 4: .*, [+-][0-9.e+-]+ since step 0", told[-1])
@@ -121,6 +123,19 @@ def test_data_that_changes_or_goes_is_told_and_left_out(tmp_path: Path, monkeypa
     assert store.checkpoint_steps(tmp_path / "run") == [2, 4]
 
 
+def test_a_disk_that_fails_is_told_and_the_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other.txt").write_text(TEXT)
+    notes: list[str] = []
+
+    def broken(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("gpt2.evaluation.run.sha256_of", broken)
+    train(tmp_path / "run", [Monitor("perplexity", str(tmp_path / "other.txt"))], notes)
+    assert any("was not evaluated at step 4: [Errno 13] Permission denied" in note for note in notes)
+    assert store.checkpoint_steps(tmp_path / "run") == [2, 4]
+
+
 def gpt2_run_save() -> Any:
     from gpt2.runs import Run
 
@@ -137,6 +152,16 @@ def test_the_report_shows_them(straight: tuple[Path, Path, Model, list[str]]) ->
     for line in headline:
         assert f"{line['value']:.4g} ({line['low']:.4g} to {line['high']:.4g})" in page.text
     assert f"{headline[-1]['value'] - headline[0]['value']:+.4g}" in page.text
+    assert "perplexity, version 1" in page.text
+    assert "window 64, stride 64" in page.text
+    for line in headline:
+        for fact in (
+            *line["protocol"].values(),
+            line["data_sha256"],
+            line["weights_sha256"],
+            line["vocabulary_sha256"],
+        ):
+            assert fact in page.text
 
 
 def test_what_cannot_be_monitored_is_refused_at_once(tmp_path: Path) -> None:

@@ -119,6 +119,9 @@ def test_a_run_goes_on_in_the_middle_of_a_half_line(tmp_path: Path) -> None:
         json.dumps(entry(10)) + "\n" + json.dumps(entry(20))[:30] + json.dumps(entry(20)) + "\n[1]\n{}\n7\n\n"
     )
     assert read_metrics(tmp_path / "metrics.jsonl") == [entry(10), entry(20)]
+    nested = {**entry(20), "options": {"window": 8}, "title": "{"}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(nested)[:-9] + json.dumps(nested) + "\n")
+    assert read_metrics(tmp_path / "metrics.jsonl") == [nested]
 
 
 def test_metrics_that_cannot_be_read(tmp_path: Path) -> None:

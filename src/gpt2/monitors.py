@@ -17,6 +17,12 @@ from gpt2.errors import ConfigError, GPT2Error
 from gpt2.evaluation import Evaluated, Options, evaluate, find_data, task_of
 from gpt2.runs import EVALUATIONS, Run
 
+_FACTS = (
+    *("version", "protocol", "options", "detokeniser"),
+    *("weights_sha256", "vocabulary_sha256", "engine", "precision", "versions", "seconds"),
+)
+"""What is kept of `Result.facts` beside the figures, so that they can be traced."""
+
 
 @dataclass(frozen=True)
 class Monitor:
@@ -95,7 +101,7 @@ class Watch:
                 self._done.add((monitor.name, step))
                 try:
                     self._evaluate(monitor, step)
-                except GPT2Error as error:
+                except (GPT2Error, OSError) as error:
                     self._note(f"{monitor.name} was not evaluated at step {step}: {error}")
 
     def _evaluate(self, monitor: Monitor, step: int) -> None:
@@ -110,9 +116,8 @@ class Watch:
             values = {
                 **{"step": step, "name": monitor.name, "metric": name, "title": titles[name], **asdict(found)},
                 **{"documents": result.facts["counts"]["documents"], "limit": monitor.limit},
-                **{"version": result.facts["version"], "engine": result.facts["engine"]},
-                **{"data_sha256": data, "weights_sha256": result.facts["weights_sha256"]},
-                **{"seconds": result.facts["seconds"]},
+                **{"task": monitor.task, "data_sha256": data},
+                **{fact: result.facts[fact] for fact in _FACTS},
             }
             self._run.evaluated(values)
             self._first.setdefault((monitor.name, name), values)

@@ -111,10 +111,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _object(line: str) -> dict[str, Any] | None:
-    # A resumed run may have gone on in the middle of a half line; objects are flat, so the last brace begins the last.
-    for text in (line, line[max(line.rfind("{"), 0) :]):
+    # A resumed run may have gone on in the middle of a half line: the first brace from which the rest can be read.
+    for brace in re.finditer("{", line):
         try:
-            entry = json.loads(text)
+            entry = json.loads(line[brace.start() :])
         except ValueError:
             continue
         step = entry.get("step") if isinstance(entry, dict) else None
@@ -603,11 +603,32 @@ def _monitors(figures: Mapping[str, _Figures]) -> str:
                 (title, *(_interval(lines[step]) if step in lines else "" for step in _some(lines)), f"{change:+.4g}")
             )
         heads = (name, *(f"step {step:,}" for step in _some(metrics[headline])), "change")
-        tables.append(table(heads, rows))
+        tables.append(table(heads, rows) + _origin(name, metrics[headline]))
     return (
         '<h2>Evaluations at the checkpoints</h2>\n<p class="soft">The value, and its 95 % interval '
         f'over documents.</p>\n<div class="charts alike">\n{"".join(f"<div>{svg}</div>" for svg in charts)}</div>\n'
         + "".join(tables)
+    )
+
+
+def _origin(name: str, lines: Mapping[int, Mapping[str, Any]]) -> str:
+    """How an evaluation was made and on what, and the hash of the weights at each step."""
+    last = lines[max(lines)]
+    protocol, options = _mapping(last, "protocol"), _mapping(last, "options")
+    rows = [
+        ("task", f"{last.get('task', '')}, version {last.get('version', '')}"),
+        *((f"protocol: {key}", str(text)) for key, text in protocol.items()),
+        ("options", ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)),
+        ("detokeniser", str(last.get("detokeniser", ""))),
+        ("engine", f"{last.get('engine', '')}, {last.get('precision', '')}"),
+        ("SHA-256 of the data", str(last.get("data_sha256", ""))),
+        ("SHA-256 of the vocabulary", str(last.get("vocabulary_sha256", ""))),
+        *((f"SHA-256 of the weights, step {step:,}", str(lines[step].get("weights_sha256", ""))) for step in lines),
+    ]
+    body = "".join(f'<tr><th scope="row">{escape(head)}</th><td>{escape(cell)}</td></tr>\n' for head, cell in rows)
+    return (
+        f"<details><summary>How {escape(name)} was made</summary>\n"
+        f'<div class="scroll"><table><tbody>\n{body}</tbody></table></div></details>\n'
     )
 
 
