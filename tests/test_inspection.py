@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from gpt2.inspection import (
     token_losses,
     with_hooks,
 )
+from gpt2.inspection.interventions import changes
 from gpt2.inspection.reading import speller
 from gpt2.model import GPT2
 
@@ -207,6 +209,36 @@ def test_steering_is_a_sum(model: Model) -> None:
     tensors = {**TENSORS, "wpe": TENSORS["wpe"] + direction.astype(np.float32)}
     got = run_with_hooks(model, IDS, steer("blocks.0.hook_resid_pre", direction))
     np.testing.assert_allclose(got[0], oracle.logits(CONFIG, tensors, IDS[0]), atol=1e-4)
+
+
+def test_hooks_say_what_they_change(model: Model, cache: Activations) -> None:
+    tables = (
+        ablate_heads([(2, 0), (0, 1), (0, 1)]),
+        ablate_neurons([(1, n) for n in range(14)], mean_of=cache),
+        patch(cache, ["h1/in", "h2/attn/z"], positions=-1, heads=None),
+        patch(cache, "h2/attn/z", heads=np.array([0, 2])),
+        steer("h1/in", np.full(24, 0.5), -2.0, positions=[0, 3]),
+        {"h0/in": lambda value: None},
+        ablate_heads([]),
+        {},
+    )
+    seen = inspect(model, IDS[0], *tables[:2], *tables[4:])
+    assert seen.weights_sha256 == model.engine.weights_sha256
+    found = changes(tables)
+    assert json.loads(json.dumps(found)) == list(found)
+    assert [record["said"] for record in found] == [
+        "without heads 0.1, 2.0",
+        f"with the mean of neurons {', '.join(f'1.{n}' for n in range(12))} and 2 more",
+        "with another text's blocks.1.hook_resid_pre, blocks.2.attn.hook_z at tokens -1",
+        "with another text's blocks.2.attn.hook_z, heads 0, 2",
+        "steered at h1/in by a vector of length 4.899 at tokens 0, 3",
+        "hooks at h0/in",
+    ]
+    assert found[0] == {"kind": "ablated heads", "said": found[0]["said"], "heads": [[0, 1], [2, 0]], "to": "zero"}
+    assert (found[1]["neurons"], found[1]["to"]) == ([[1, n] for n in range(14)], "mean")
+    assert seen.changes == (*found[:2], *found[4:])
+    assert seen.changed == "; ".join(record["said"] for record in seen.changes)
+    assert inspect(model, IDS[0]).changes == ()
 
 
 def test_hooks_act_in_turn_and_may_return_or_change(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,9 +20,10 @@ from gpt2.codec import Codec
 from gpt2.config import GPT2Config
 from gpt2.errors import ConfigError
 from gpt2.gpt import new_model, save_model
-from gpt2.inspection import Inspection, find_induction, inspect, pictures
+from gpt2.inspection import Inspection, ablate_heads, ablate_neurons, find_induction, inspect, pictures
 from gpt2.inspection import page as page_module
 from gpt2.inspection.page import attention_html
+from gpt2.verification import verify
 
 HOSTILE = (
     "the </script><script>document.title='owned'</script><img src=x onerror=document.title='owned'>\n$x$ &amp; the"
@@ -49,7 +51,8 @@ def test_page_in_a_browser(seen: Inspection, tmp_path: Path) -> None:
     if chromium is None:
         pytest.skip("no chromium here")
     file = tmp_path / "page.html"
-    file.write_text(attention_html(seen), encoding="utf-8")
+    hostile = dataclasses.replace(seen, changes=({"said": HOSTILE},))
+    file.write_text(attention_html(hostile), encoding="utf-8")
     T, said, asked = len(seen.ids), [], []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -61,6 +64,7 @@ def test_page_in_a_browser(seen: Inspection, tmp_path: Path) -> None:
         assert page.title().startswith("Inside "), "what a text says is never run"
         texts = page.locator(".token").all_text_contents()
         assert [text.replace("⏎", "\n") for text in texts] == list(seen.texts)
+        assert HOSTILE in page.locator("#changed").text_content()
         assert page.locator("img").count() == 0
 
         def weights() -> list[float]:
@@ -113,6 +117,37 @@ def test_page_is_one_file_that_can_do_nothing_else(seen: Inspection) -> None:
     assert data["tokens"] == list(seen.texts)
     assert data["losses"][0] is None
     assert data["losses"][1:] == pytest.approx(seen.losses[1:], abs=1e-4)
+
+
+def test_a_changed_model_is_not_shown_as_the_intact_one(folder: Path, seen: Inspection) -> None:
+    from gpt2.gpt import load_model
+
+    model = load_model(folder)
+    tables = ablate_heads([(1, 0)]), ablate_neurons([(0, 7)]), {"h0/in": lambda value: None}
+    changed = inspect(model, "the $x$", *tables)
+    said = "without heads 1.0; without neurons 0.7; hooks at h0/in"
+    assert changed.changed == said
+    page = attention_html(dataclasses.replace(changed, changes=({"said": "<b>$x$</b>"}, *changed.changes)))
+    for tag in ("title", "h1"):
+        assert f"<{tag}>Inside {model.name}, changed</{tag}>" in page
+        assert f"<{tag}>Inside {model.name}</{tag}>" in attention_html(seen)
+    assert f"Not the model as it is:</strong> &lt;b&gt;$x$&lt;/b&gt;; {said}.</p>" in page
+    for shown, whole in ((changed, page), (seen, attention_html(seen))):
+        assert shown.weights_sha256 == model.engine.weights_sha256
+        assert f">{model.engine.weights_sha256}</span>" in whole
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["changes"][1:] == list(changed.changes)
+    assert (data["model"], data["weights_sha256"]) == (model.name, model.engine.weights_sha256)
+    assert "Not the model" not in attention_html(seen)
+    draw = (
+        pictures.loss_figure,
+        pictures.lens_figure,
+        pictures.heads_figure,
+        lambda one: pictures.head_figure(one, 0, 1),
+    )
+    for figure in draw:
+        assert figure(changed).get_supxlabel().replace("\n", " ") == f"Not the model as it is: {said}"
+        assert figure(inspect(model, "the")).get_supxlabel() == ""
 
 
 def test_page_refuses_what_no_browser_could_show(seen: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +233,15 @@ def test_command_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
         status, out, _ = main(*given, *options, capsys=capsys)
         assert status == 0
         assert shown in out
-    silent = json.loads(main(*given, "--json", "--ablate", "0.1", "--ablate", "1.0", capsys=capsys)[1])
+    silencing = ["--ablate", "1.0", "--ablate", "0.1"]
+    silent = json.loads(main(*given, "--json", *silencing, capsys=capsys)[1])
     assert silent["mean_loss"] != record["mean_loss"]
+    assert record["changes"] == []
+    without = {"kind": "ablated heads", "said": "without heads 0.1, 1.0", "heads": [[0, 1], [1, 0]], "to": "zero"}
+    assert silent["changes"] == [without]
+    assert silent["weights_sha256"] == record["weights_sha256"] == verify(folder).weights_sha256
+    assert main(*given, *silencing, capsys=capsys)[1].startswith("not the model as it is: without heads 0.1, 1.0\n")
+    assert "not the model" not in main(*given, capsys=capsys)[1]
     begun = json.loads(main(*given, "--json", "--start", capsys=capsys)[1])
     assert [token["id"] for token in begun["tokens"][1:]] == [token["id"] for token in record["tokens"]]
     assert begun["tokens"][1]["loss"] is not None
@@ -211,6 +253,7 @@ def test_command_patches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert status == 0, error
     assert "1 foretells what the other text does" in out
     record = json.loads(main(*given, "--json", capsys=capsys)[1])
+    assert record["weights_sha256"] == verify(folder).weights_sha256
     effects = np.asarray(record["effects"])
     assert effects.shape == (2, len(record["tokens"]))
     parts = [ours != theirs for ours, theirs in zip(record["tokens"], record["other"], strict=True)]
@@ -228,7 +271,17 @@ def test_command_looks_for_induction(folder: Path, tmp_path: Path, capsys: pytes
     assert "no induction heads" in out
     record = json.loads(main(*given, "--json", capsys=capsys)[1])
     assert np.asarray(record["scores"]).shape == (2, 2)
-    assert set(record) >= {"model", "first_loss", "second_loss", "gain", "shuffled_gain", "found", "best", "random"}
+    assert set(record) >= {
+        "model",
+        "weights_sha256",
+        "first_loss",
+        "second_loss",
+        "gain",
+        "shuffled_gain",
+        "found",
+        "best",
+        "random",
+    }
     assert main(*given, "-o", str(tmp_path / "i.svg"), capsys=capsys)[0] == 0
     assert (tmp_path / "i.svg").read_bytes().startswith(b"<?xml")
 

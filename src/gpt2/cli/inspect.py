@@ -128,7 +128,7 @@ def _show_induction(
     with Status("").waiting("silencing heads, some at a time"):
         found = find_induction(loaded, length=length, seed=seed)
     if as_json or ending == ".json":
-        _write(output, json.dumps({"model": loaded.name, **_induction_record(found)}) + "\n")
+        _write(output, json.dumps({**_model_record(loaded), **_induction_record(found)}) + "\n")
     elif output is not None:
         from gpt2.inspection import pictures
 
@@ -143,7 +143,7 @@ def _show_patching(loaded: Model, seen: Inspection, other: list[int], output: Pa
     effects = patch_effects(loaded, seen.ids, other)
     texts = [seen.vocabulary(token) for token in other]
     if as_json or (output is not None and output.suffix.lower() == ".json"):
-        record = {"model": loaded.name, "tokens": seen.texts, "other": texts, "effects": effects.tolist()}
+        record = {**_model_record(loaded), "tokens": seen.texts, "other": texts, "effects": effects.tolist()}
         _write(output, json.dumps(record, ensure_ascii=False) + "\n")
     elif output is not None:
         figure = pictures.effects_figure(seen, effects)
@@ -184,10 +184,16 @@ def _write(output: Path | None, content: str | bytes) -> None:
     sys.stderr.write(f"wrote {output}\n")
 
 
+def _model_record(loaded: Model) -> dict[str, Any]:
+    return {"model": loaded.name, "weights_sha256": loaded.engine.weights_sha256}
+
+
 def _record(seen: Inspection) -> dict[str, Any]:
     """An inspection for programs; lists by layer, head and token."""
     return {
         "model": seen.model,
+        "weights_sha256": seen.weights_sha256,
+        "changes": seen.changes,
         "tokens": [
             {"id": int(token), "text": text, "loss": None if math.isnan(loss) else float(loss)}
             for token, text, loss in zip(seen.ids, seen.texts, seen.losses, strict=True)
@@ -219,6 +225,8 @@ def _induction_record(found: Induction) -> dict[str, Any]:
 
 
 def _print(seen: Inspection, what: str, where: tuple[int, int] | None, token: int) -> None:
+    if seen.changes:
+        typer.echo(f"not the model as it is: {seen.changed}")
     if what == "loss":
         _print_losses(seen)
     elif what == "lens":

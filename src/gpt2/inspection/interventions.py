@@ -1,12 +1,14 @@
 """Ready-made hooks: ablation of heads and neurons, patching from another run, steering by a direction.
 
 Each function gives a table of hooks for `run_with_hooks`, `run_with_cache` or `with_hooks`, where several may be given
-together. Layers, heads and neurons are numbered from 0.
+together. Layers, heads and neurons are numbered from 0. Each table says what it changes, so that what is shown of a
+changed network is never taken for the intact one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +16,36 @@ from gpt2.errors import ConfigError
 from gpt2.inspection.names import matching
 from gpt2.inspection.running import Activations, Hook, Hooks
 
+_MOST_SAID = 12  # of units or names, in words; all of them stand in the record
+
 Positions = int | Sequence[int] | None
 """Of a text: one, several, or None for all; negative ones count from its end."""
+
+
+class Change(dict[str, Hook]):
+    """Hooks of which it is known what they change.
+
+    Args:
+        hooks: the table.
+        kind: `ablated heads`, `ablated neurons`, `patched`, `steered` or `hooks`.
+        said: the same in words, such as `without heads 0.1, 5.3`.
+        details: what JSON can hold.
+    """
+
+    def __init__(self, hooks: Hooks, kind: str, said: str, **details: Any) -> None:
+        super().__init__(hooks)
+        self.record: dict[str, Any] = {"kind": kind, "said": said, **details}
+
+
+def changes(tables: Iterable[Hooks]) -> tuple[dict[str, Any], ...]:
+    """What some tables of hooks change: the record of each that is not empty; of one's own hooks where they act."""
+    found = []
+    for table in tables:
+        if isinstance(table, Mapping) and table:
+            names = list(table)
+            own = Change(table, "hooks", f"hooks at {_listed(names)}", at=names)
+            found.append((table if isinstance(table, Change) else own).record)
+    return tuple(found)
 
 
 def ablate_heads(heads: Iterable[tuple[int, int]], *, mean_of: Activations | None = None) -> Hooks:
@@ -56,7 +86,14 @@ def _ablation(chosen: Iterable[tuple[int, int]], site: str, argument: str, mean_
         return hook
 
     names = {f"blocks.{layer}.{site}": units for layer, units in sorted(by_layer.items())}
-    return {name: silencing(name, units) for name, units in names.items()}
+    pairs = [[layer, unit] for layer, units in sorted(by_layer.items()) for unit in sorted(set(units))]
+    listed = f"{argument} {_listed([f'{layer}.{unit}' for layer, unit in pairs])}"
+    return Change(
+        {name: silencing(name, units) for name, units in names.items()},
+        f"ablated {argument}",
+        f"without {listed}" if mean_of is None else f"with the mean of {listed}",
+        **{argument: pairs, "to": "zero" if mean_of is None else "mean"},
+    )
 
 
 def patch(
@@ -77,7 +114,7 @@ def patch(
     Raises:
         ConfigError: an activation that was not kept; when the hooks are used, another shape, no such position or head.
     """
-    chosen = None if heads is None else list(heads)
+    chosen = None if heads is None else [int(head) for head in heads]
 
     def patching(name: str, axes: list[str]) -> Hook:
         theirs = source[name]
@@ -96,7 +133,10 @@ def patch(
 
         return hook
 
-    return {site.name: patching(site.name, site.axes.split()) for site in matching(names, source.config)}
+    hooks = {site.name: patching(site.name, site.axes.split()) for site in matching(names, source.config)}
+    said = f"with another text's {_listed(list(hooks))}{_said_positions(positions)}"
+    said += "" if chosen is None else f", heads {_listed([str(head) for head in chosen])}"
+    return Change(hooks, "patched", said, at=list(hooks), positions=_numbers(positions), heads=chosen)
 
 
 def steer(
@@ -125,7 +165,9 @@ def steer(
             raise ConfigError(f"direction: expected an array of shape {expected} for {name}, got {got}")
         value[:, _positions(positions, value.shape[1])] += added
 
-    return {name: hook}
+    length = float(np.linalg.norm(added))
+    said = f"steered at {name} by a vector of length {length:.4g}{_said_positions(positions)}"
+    return Change({name: hook}, "steered", said, at=name, length=length, positions=_numbers(positions))
 
 
 def _pair(pair: tuple[int, int], argument: str) -> tuple[int, int]:
@@ -152,3 +194,17 @@ def _positions(positions: Positions, T: int) -> np.ndarray:
         if not -T <= position < T:
             raise ConfigError(f"positions: expected {-T} to {T - 1}, got {position}")
     return chosen % T
+
+
+def _listed(words: Sequence[str]) -> str:
+    rest = len(words) - _MOST_SAID
+    return ", ".join(words[:_MOST_SAID]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _numbers(positions: Positions) -> list[int] | None:
+    return None if positions is None else [int(position) for position in np.atleast_1d(positions)]
+
+
+def _said_positions(positions: Positions) -> str:
+    numbers = _numbers(positions)
+    return "" if numbers is None else f" at tokens {_listed([str(number) for number in numbers])}"

@@ -43,10 +43,14 @@ def attention_html(inspection: Inspection) -> str:
         facts += (
             f", mean loss {inspection.mean_loss:.3f} nats a token (perplexity {math.exp(inspection.mean_loss):,.1f})"
         )
+    changed = html.escape(inspection.changed)
     return string.Template(parts["html"]).substitute(
         policy=f"{policy}; base-uri 'none'; form-action 'none'",
-        model=html.escape(inspection.model),
+        model=html.escape(inspection.model) + (", changed" if changed else ""),
         facts=facts,
+        changed=f'<p class="changed" id="changed"><strong>Not the model as it is:</strong> {changed}.</p>'
+        * bool(changed),
+        weights=inspection.weights_sha256,
         columns="".join(f'<th scope="col">{n + 1}</th>' for n in range(k)),
         style=parts["css"],
         data=_json(_data(inspection)),
@@ -74,6 +78,9 @@ def _data(inspection: Inspection) -> dict[str, Any]:
     rows, columns = np.tril_indices(T)
     lower = inspection.patterns[:, :, rows, columns]  # (L, H, T * (T + 1) / 2)
     return {
+        "model": inspection.model,
+        "weights_sha256": inspection.weights_sha256,
+        "changes": inspection.changes,
         "tokens": inspection.texts,
         "losses": [None if math.isnan(loss) else round(float(loss), 4) for loss in inspection.losses],
         "layers": inspection.patterns.shape[0],

@@ -8,6 +8,7 @@ them).
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,7 @@ def loss_figure(inspection: Inspection) -> Figure:
     axes.set_xlim(-0.6, T - 0.4)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+    _say_changes(figure, inspection)
     return figure
 
 
@@ -65,6 +67,7 @@ def lens_figure(inspection: Inspection) -> Figure:
             axes.text(t, s, word[:10], ha="center", va="center", color=colour, fontsize=7, parse_math=False)
     axes.set_yticks(range(len(stages)), inspection.lens.stages)
     _words(axes.xaxis, inspection)
+    _say_changes(figure, inspection)
     return figure
 
 
@@ -86,6 +89,7 @@ def head_figure(inspection: Inspection, layer: int, head: int) -> Figure:
     _words(axes.yaxis, inspection)
     axes.set_ylabel("looks", fontsize=9, color=SOFT)
     axes.set_xlabel("is looked at", fontsize=9, color=SOFT)
+    _say_changes(figure, inspection)
     return figure
 
 
@@ -105,6 +109,7 @@ def heads_figure(inspection: Inspection) -> Figure:
             axes.set_title(f"head {head}", fontsize=8, color=SOFT)
         if head == 0:
             axes.set_ylabel(f"layer {layer}", fontsize=8, color=SOFT)
+    _say_changes(figure, inspection)
     return figure
 
 
@@ -154,6 +159,14 @@ def _figure(width: float, height: float, title: str) -> tuple[Figure, Any]:
     for spine in axes.spines.values():
         spine.set_visible(False)
     return figure, axes
+
+
+def _say_changes(figure: Figure, inspection: Inspection) -> None:
+    """Below the plot what hooks changed, if anything, so that it is not taken for the model as it is."""
+    if inspection.changes:
+        letters = int(figure.get_figwidth() * 14)  # so many of that size stand on a line
+        said = textwrap.fill(f"Not the model as it is: {inspection.changed}", letters)
+        figure.supxlabel(said, x=0.01, ha="left", fontsize=8, color=LOSS, parse_math=False)
 
 
 def _words(axis: Any, inspection: Inspection) -> None:

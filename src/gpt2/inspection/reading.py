@@ -16,6 +16,7 @@ from keras import ops
 from gpt2.codec import Codec
 from gpt2.errors import CodecError, ConfigError, PromptError
 from gpt2.gpt import Model
+from gpt2.inspection.interventions import changes
 from gpt2.inspection.running import Activations, Hooks, Prompt, array_of, checked_ids, run_with_cache
 from gpt2.sampling import log_softmax
 
@@ -55,6 +56,10 @@ class Inspection:
 
     model: str
     """Its name."""
+    weights_sha256: str
+    """Of the network's numbers; see `gpt2.checkpoints.names.weights_sha256`."""
+    changes: tuple[dict[str, Any], ...]
+    """What hooks changed while it was computed, as JSON can hold it; `said` has it in words."""
     ids: np.ndarray
     """The tokens (T,)."""
     texts: tuple[str, ...]
@@ -72,6 +77,11 @@ class Inspection:
     def mean_loss(self) -> float:
         """In nats a token, over all that are predicted; NaN for a single token."""
         return float(self.losses[1:].mean()) if len(self.ids) > 1 else float("nan")
+
+    @property
+    def changed(self) -> str:
+        """What hooks changed, in words; empty for the model as it is."""
+        return "; ".join(change["said"] for change in self.changes)
 
 
 def inspect(model: Model, prompt: Prompt, *hooks: Hooks, top: int = 5) -> Inspection:
@@ -92,7 +102,17 @@ def inspect(model: Model, prompt: Prompt, *hooks: Hooks, top: int = 5) -> Inspec
     ids, spelling = seen.ids[0], speller(model.codec)
     texts = tuple(spelling(int(token)) for token in ids)
     patterns = seen.layers("attn.hook_pattern")[:, 0]
-    return Inspection(model.name, ids, texts, losses, lens, patterns, spelling)
+    return Inspection(
+        model=model.name,
+        weights_sha256=model.engine.weights_sha256,
+        changes=changes(hooks),
+        ids=ids,
+        texts=texts,
+        losses=losses,
+        lens=lens,
+        patterns=patterns,
+        vocabulary=spelling,
+    )
 
 
 def token_losses(model: Model, prompt: Prompt, *hooks: Hooks) -> np.ndarray:
