@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2 import processes
 from gpt2.config import GPT2Config, TrainingConfig
 from gpt2.errors import ConfigError, TrainingError
 
@@ -95,7 +96,7 @@ def fitting(config: GPT2Config, training: TrainingConfig, memory: float) -> list
 def _measured(config: GPT2Config, training: TrainingConfig) -> tuple[float, float]:
     """Peak memory in bytes and seconds a step, of a process of its own."""
     request = json.dumps({"config": config.to_dict(), "training": training.to_dict()})
-    command = [sys.executable, "-c", "from gpt2.plan import _child; _child()"]
+    command = processes.command("gpt2.plan", function="_child")
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpt2 import processes
 from gpt2.checkpoints.json_file import parse_object
 from gpt2.errors import CheckpointFormatError
 
@@ -43,14 +44,13 @@ def ask(module: str, path: Path, word: str) -> Any:
 
 
 def run(module: str, *arguments: str, seconds: float, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    """Call `main` of a module in a process of its own, without a GPU, which finds what this process finds.
+    """Call `main` of a module in a process of its own (see `gpt2.processes`), without a GPU.
 
     Raises:
         subprocess.TimeoutExpired: it took longer.
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **variables}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
+    command = processes.command(module, *arguments)
     return subprocess.run(
         command, capture_output=True, check=False, env=environment, timeout=seconds, stdin=subprocess.DEVNULL
     )

@@ -1,4 +1,4 @@
-"""What a job's process does: `python -m gpt2.jobs.process JOB`. It ends by itself when whoever started it is gone.
+"""What a job's process does, which is given the job's id. It ends by itself when whoever started it is gone.
 
 Its standard input is a line to its parent: when that is closed, however the parent ended, the job saves a checkpoint
 and leaves, to go on another time.
@@ -255,7 +255,3 @@ def _documents(source: Path, target: Path, filename: str) -> Path:
                 raise TrainingError(f'{where}: expected {{"prompt", "completion"}} or {{"text"}} with strings')
             out.write(json.dumps({"text": "".join(map(str, texts))}) + "\n")
     return target
-
-
-if __name__ == "__main__":
-    sys.exit(main())

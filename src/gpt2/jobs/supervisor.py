@@ -10,10 +10,10 @@ import atexit
 import logging
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 
+from gpt2 import processes
 from gpt2.atomic import locked
 from gpt2.errors import JobError
 from gpt2.jobs.process import lock_path
@@ -95,7 +95,7 @@ class Supervisor:
 
     def _start(self, job: Job) -> None:
         self._job_id, self._asked_at = job.id, None
-        command = [sys.executable, "-m", "gpt2.jobs.process", job.id]
+        command = processes.command("gpt2.jobs.process", job.id)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
         )
