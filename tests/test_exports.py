@@ -505,6 +505,24 @@ def test_strings_of_what_the_pattern_looks_at(string_codec: Any, text: str) -> N
     assert_same_ids(string_codec, [text])
 
 
+NONCHARACTERS = [
+    *map(chr, range(0xFDD0, 0xFDF0)),
+    *(chr(plane + n) for plane in range(0, 0x110000, 0x10000) for n in (0xFFFE, 0xFFFF)),
+]
+
+
+def test_strings_of_noncharacters(string_codec: Any) -> None:
+    """Those of four bytes used to fail: TensorFlow splits them into U+FFFD, which has three."""
+    assert_same_ids(string_codec, [*NONCHARACTERS, *(f"a {c}b 's{c}{c} 1" for c in NONCHARACTERS)])
+
+
+# Characters that Unicode has not assigned yet, for this Python, may be letters for one side alone.
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs", "Cn"]) | st.sampled_from(NONCHARACTERS), max_size=24))
+def test_strings_of_any_unicode(string_codec: Any, text: str) -> None:
+    assert_same_ids(string_codec, [text])
+
+
 def test_bytes_that_are_no_text_become_replacement_characters(string_codec: Any) -> None:
     import tensorflow as tf
 

@@ -61,10 +61,12 @@ class StringCodec:
         text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
         characters = tf.strings.unicode_split(text, "UTF-8")
         starts = _word_starts(characters)
-        # From characters to bytes: a word starts with the first byte of its first character.
-        widths = tf.strings.length(characters)
-        words = tf.repeat(tf.cumsum(tf.cast(starts, tf.int32)), widths)  # (N,): the number of each byte's word
-        ids = tf.gather(tf.constant(self.bytes), tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32))
+        # From characters to bytes: a word starts with the first byte of its first character. Where that is, the bytes
+        # tell: of the split characters, noncharacters such as U+10FFFF have become U+FFFD, which has another length.
+        octets = tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32)  # (N,)
+        places = tf.cumsum(tf.cast(octets & 0xC0 != 0x80, tf.int32)) - 1  # (N,): the number of each byte's character
+        words = tf.gather(tf.cumsum(tf.cast(starts, tf.int32)), places)  # (N,): the number of each byte's word
+        ids = tf.gather(tf.constant(self.bytes), octets)
         return self._merge(ids, words)
 
     def _merge(self, ids: tf.Tensor, words: tf.Tensor) -> tf.Tensor:
