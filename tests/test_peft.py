@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,10 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_what_a_run_trained_written_and_merged_again(tmp_path: Path) -> None:
-    """The merged base is the checkpoint, whose adapters were merged when it was saved."""
+    """The merged base is the checkpoint, whose adapters were merged when it was saved.
+
+    A folder with a README alone is no adapters' and was replaced nevertheless.
+    """
     config = GPT2Config(n_vocab=61, n_ctx=16, n_embd=12, n_head=3, n_layer=2)
     base = write(tmp_path / "base")
     settings = TrainingConfig(
@@ -133,6 +137,15 @@ def test_what_a_run_trained_written_and_merged_again(tmp_path: Path) -> None:
     for name, array in trained.items():
         np.testing.assert_array_equal(merged[name], array, err_msg=name)
     assert any((trained[name] != TENSORS[name]).any() for name in trained)
+    (tmp_path / "adapter" / "README.md").write_text("as PEFT writes it")
+    assert runner.invoke(app, command).exit_code == 0
+    assert sorted(os.listdir(tmp_path / "adapter")) == ["adapter_config.json", "adapter_model.safetensors"]
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "README.md").write_text("a project's")
+    result = runner.invoke(app, ["convert", str(tmp_path / "run"), str(docs), "--to", "peft", "--no-check"])
+    assert "expected no folder, an empty one or a model to replace, found README.md" in str(result.exception)
+    assert (docs / "README.md").read_text() == "a project's"
     result = runner.invoke(app, ["convert", str(base), str(tmp_path / "other"), "--to", "peft"])
     assert "expected a checkpoint of a run with --lora-rank, found no adapters" in str(result.exception)
 

@@ -152,7 +152,9 @@ def _their_name(name: str) -> str:
 
 
 def _is_adapter(folder: Path) -> bool:
-    return {entry.name for entry in folder.iterdir()} <= {CONFIG, WEIGHTS, "README.md"}
+    """Whether a folder holds adapters and nothing else, so that it may be replaced; PEFT adds a README."""
+    names = {entry.name for entry in folder.iterdir()}
+    return CONFIG in names and names <= {CONFIG, WEIGHTS, "README.md"}
 
 
 def _pairs(found: dict[str, Entry], config: GPT2Config, rank: int, path: Path) -> dict[str, tuple[Entry, Entry]]:
