@@ -146,6 +146,35 @@ except CheckpointError as error:
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize(("limit", "part"), [(20_000, "variables/"), (200_000, "saved_model.pb")])
+def test_full_disk_while_a_savedmodel_is_written(tmp_path: Path, limit: int, part: str) -> None:
+    """As above. TensorFlow's error used to pass for a bug of ours."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "saved_model.pb").write_text("old")
+    code = f"""
+import resource, signal, sys
+sys.path[:0] = {[str(Path(__file__).parent), *filter(None, sys.path)]!r}
+from pathlib import Path
+from test_atomic import CONFIG, constant
+from gpt2 import exports
+from gpt2.errors import CheckpointError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+source = exports.Source(CONFIG, None, constant(2).items, None)
+try:
+    exports.export(Path({str(path)!r}), source, "savedmodel", check=False)
+except CheckpointError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"refused: {path}: cannot be written: " in done.stdout
+    assert part in done.stdout
+    assert "File too large" in done.stdout
+    assert (path / "saved_model.pb").read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "home"
     checkpoints.write(path, CONFIG, constant(1).items())

@@ -58,6 +58,9 @@ def write(folder: Path, config: GPT2Config, tensors: Tensors, codec: Codec | Non
         tensors: all of them under canonical names.
         codec: the vocabulary, or None for a model of ids alone.
         dtype: float32.
+
+    Raises:
+        OSError: the disk is full or has failed.
     """
     network = GPT2(config, initialize=False)
     network.set_tensors(tensors)
@@ -70,7 +73,11 @@ def write_network(folder: Path, network: GPT2, codec: Codec | None) -> None:
     # TensorFlow saves what it finds as an attribute; it looks for its own variables, which Keras wraps.
     saved.weights = [variable.value for variable in network.tensors().values()]
     graphs = Graphs(network, codec).functions
-    tf.saved_model.save(saved, str(folder), {name: graph.get_concrete_function() for name, graph in graphs.items()})
+    signatures = {name: graph.get_concrete_function() for name, graph in graphs.items()}
+    try:
+        tf.saved_model.save(saved, str(folder), signatures)
+    except tf.errors.OpError as error:  # a full disk, for one
+        raise OSError(" ".join(error.message.split())[:500]) from None
     extra = folder / "assets.extra"  # TensorFlow Serving's place for what it does not read itself
     extra.mkdir()
     (extra / "hparams.json").write_text(json.dumps(network.config.to_dict(), indent=2) + "\n", encoding="utf-8")
