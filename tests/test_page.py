@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -387,7 +388,7 @@ def test_accessibility(browser: Any, server: Running, theme: str, width: int) ->
 
 
 def test_looking_inside(page: Any) -> None:
-    """The attention and the expectations are those of the model, at the token that was chosen."""
+    """The losses, the attention and the expectations are those of the model, at the token that was chosen."""
     from gpt2 import load_model
     from gpt2.inspection import inspect
 
@@ -402,8 +403,13 @@ def test_looking_inside(page: Any) -> None:
     page.locator("#inside-tokens button").nth(4).click()
     page.keyboard.press("ArrowRight")
     seen = inspect(load_model(), text, top=4)
-    shown = [int(share.split()[0]) for share in page.locator("#inside-tokens small").all_text_contents()[:6]]
+    shown = [int(share.split()[0]) for share in page.locator("#inside-tokens .look").all_text_contents()[:6]]
     np.testing.assert_allclose(shown, 100 * seen.patterns[3, 2, 5, :6], atol=0.51)
+    losses = page.locator("#inside-tokens .loss").all_text_contents()
+    assert losses[0] == "\u00a0"
+    np.testing.assert_allclose([float(loss.removeprefix("loss ")) for loss in losses[1:]], seen.losses[1:], atol=0.0051)
+    chip = page.get_by_role("button", name=re.compile(rf"^␣king \d+ % {losses[1]}$"))
+    assert chip.get_attribute("title").startswith(f"Loss {losses[1].removeprefix('loss ')} nats: ")
     last = page.locator("#lens tbody tr").last.locator("code").all_text_contents()
     assert last == [seen.vocabulary(int(token)).replace(" ", "␣") for token in seen.lens.predictions[-1].top[5]]
     assert "After ␣and came ␣the" in page.inner_text("#lens-what")

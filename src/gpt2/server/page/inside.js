@@ -1,7 +1,7 @@
-// The tab that looks inside: where a head looks from a token, and what each layer expects after it.
+// The tab that looks inside: each token's loss, where a head looks from one, and what each layer expects after it.
 
 import { call } from "./api.js";
-import { $, make, watching } from "./dom.js";
+import { $, colour, make, percent, watching } from "./dom.js";
 import { vocabularyOf } from "./vocabulary.js";
 
 const MOST = 256; // tokens that the server looks into
@@ -54,8 +54,12 @@ export class Inside {
     const items = (found?.tokens ?? []).map((token, n) => {
       const share = looks[n] ?? 0;
       const item = make("button", { type: "button", class: "chip looked", tabindex: n === chosen ? 0 : -1,
-        "aria-pressed": String(n === chosen) }, this.vocabulary.name(token.id));
-      item.append(make("small", {}, n <= chosen ? `${(share * 100).toFixed(0)} %` : "\u00a0"));
+        "aria-pressed": String(n === chosen), title: saidLoss(token.loss) }, this.vocabulary.name(token.id));
+      item.append(
+        make("small", { class: "look" }, n <= chosen ? `${(share * 100).toFixed(0)} %` : "\u00a0"),
+        make("small", { class: "loss" }, token.loss === null ? "\u00a0" : `loss ${token.loss.toFixed(2)}`),
+      );
+      if (token.loss !== null) colour(item, -token.loss);
       item.style.setProperty("--look", `${Math.round(Math.sqrt(share) * 100)}%`);
       item.addEventListener("click", () => this.#choose(n));
       return item;
@@ -96,6 +100,11 @@ export class Inside {
     event.preventDefault();
     this.#choose(Math.max(0, Math.min(this.found.tokens.length - 1, this.chosen + step)));
   }
+}
+
+function saidLoss(loss) {
+  if (loss === null) return "The first token: nothing foretells it.";
+  return `Loss ${loss.toFixed(2)} nats: after what is before it, the model gives it ${percent(-loss)}.`;
 }
 
 function choices(list, count, chosen) {
