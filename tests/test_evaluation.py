@@ -31,7 +31,7 @@ from gpt2.cli import app
 from gpt2.codec import Codec
 from gpt2.config import SIZES, GPT2Config
 from gpt2.errors import CacheFullError, ConfigError, DownloadError, EvaluationError, IntegrityError
-from gpt2.evaluation import Options, Result, compare_runs, evaluate, paper, readers, sets, work
+from gpt2.evaluation import Options, Result, compare_runs, evaluate, find_data, paper, readers, sets, work
 from gpt2.evaluation.detokenisers import DETOKENISERS, ESCAPE, escapes
 from gpt2.evaluation.journal import JOURNAL, Journal, read_documents
 from gpt2.evaluation.likelihood import Reader
@@ -422,6 +422,128 @@ def test_wikitext_is_cut_into_articles(tmp_path: Path) -> None:
     assert [part.strip().split("\n")[0] for part in found] == ["= One = ", "= Two = "]
 
 
+WIKI = " \n = One = \n \n He did n't , at 1 @,@ 000 . \n = = Part = = \n More . \n \n = Two = \n \n Text\x0cx . \n"
+PTB = " no it was n't \n black <unk> monday 's \n N $ \n"
+
+
+def forms(folder: Path, text: str, key: str) -> Iterator[Path]:
+    """A text of framed lines in the other forms in which WikiText and Penn Treebank circulate."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    lines = text.removesuffix("\n").split("\n")
+    (folder / "crlf.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    write(folder / "stripped.txt", "".join(line.strip(" ") + "\n" for line in lines))
+    write(folder / "without_end.txt", text.removesuffix("\n"))
+    rows = {
+        "as_they_are": lines,
+        "stripped": [line.strip(" ") for line in lines],  # Hugging Face's Penn Treebank
+        "with_ends": [line + "\n" if line.strip() else "" for line in lines],  # Hugging Face's WikiText
+        "with_other_ends": [line + "\r\n" for line in lines],
+        "whole": [text],
+    }
+    for name, values in rows.items():
+        entries = [{key: value} for value in values]
+        write(folder / f"{name}.jsonl", entries)
+        write(folder / f"{name}.json", json.dumps(entries))
+        pq.write_table(pa.Table.from_pylist(entries), folder / f"{name}.parquet")
+    yield from sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "key"), [("wikitext2", WIKI, "text"), ("wikitext103", WIKI, "page"), ("ptb", PTB, "sentence")]
+)
+def test_every_form_of_a_set_gives_the_figures_of_the_original(
+    task: str, text: str, key: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Rows without the spaces around them, and CR before LF, made other tokens and other counts of words."""
+    raw = evaluate(fake(), task, write(tmp_path_factory.mktemp("raw") / "x.txt", text), options=Options(resamples=10))
+    assert raw.facts["counts"]["bytes"] == len(text)
+    assert raw.facts["counts"]["escapes"] == 0
+    as_it_is = list(TASKS[task].read(write(tmp_path_factory.mktemp("raw") / "x.txt", text), NONE))
+    assert "".join(item.text for item in as_it_is) == text
+    paths = list(forms(tmp_path, text, key))
+    assert len(paths) == 18
+    for path in paths:
+        assert list(TASKS[task].read(path, NONE)) == as_it_is, path
+        found = evaluate(fake(), task, path, options=Options(resamples=10))
+        assert found.facts["counts"] == raw.facts["counts"], path
+        assert found.metrics == raw.metrics, path
+
+
+@needs_sets
+@pytest.mark.parametrize(
+    ("task", "file", "key"),
+    [("wikitext2", "wikitext-2-raw/wiki.test.raw", "text"), ("ptb", "ptb/ptb.test.txt", "sentence")],
+)
+def test_every_form_of_the_real_sets_is_read_as_the_original(task: str, file: str, key: str, tmp_path: Path) -> None:
+    with (SETS / file).open(encoding="utf-8", newline="") as opened:
+        text = "".join(itertools.islice(opened, 200))
+    read = [
+        [item.text for item in TASKS[task].read(path, NONE)]
+        for path in [write(tmp_path / "raw.txt", text), *forms(tmp_path, text, key)]
+    ]
+    assert "".join(read[0]) == text
+    assert all(found == read[0] for found in read)
+
+
+def test_rows_of_any_text_are_read_as_they_are(tmp_path: Path) -> None:
+    """A row that holds several lines was joined with the next one where it had no line feed at its end."""
+    path = write(tmp_path / "x.jsonl", [{"text": "a\r\nb"}, {"text": "c\n"}])
+    assert [item.text for item in readers.blocks(path, NONE)] == ["a\r\n", "b\n", "c\n"]
+
+
+def test_a_text_that_is_not_of_its_set_is_warned_of(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write(tmp_path / "x.txt", 'He didn\'t come, he said; "no."\n' * 9)
+    arguments = ["eval", "wikitext2", "--data", str(text), "-m", str(tiny), "-o", str(tmp_path / "runs")]
+    for _ in range(2):  # the second time the result is read from the folder
+        app(arguments, standalone_mode=False)
+        shown = capsys.readouterr()
+        assert "gpt2: wikitext2: 36 marks for 63 words were needed" in shown.err
+        assert "marks" not in shown.out
+    app([*arguments, "--as-is"], standalone_mode=False)
+    assert "marks" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "wanted"),
+    [
+        ("wikitext2", ["wikitext-103-raw/wiki.test.raw", "wikitext-2-raw/wiki.test.raw"], 1),
+        ("wikitext103", ["wikitext-103-raw/wiki.test.raw", "wikitext-2-raw/wiki.test.raw"], 0),
+        ("wikitext2", ["a/wikitext-103-raw-v1/{test}", "a/wikitext-2-raw-v1/{test}", "a/wikitext-2-v1/{test}"], 1),
+        ("wikitext103", ["a/wikitext-103-raw-v1/{test}", "a/wikitext-103-v1/{test}", "wikitext-2-raw-v1/{test}"], 0),
+        ("wikitext2", ["wikitext-2-v1/test/0000.parquet", "wikitext-2-raw-v1/test/0000.parquet"], 1),
+        ("wikitext103", ["wikitext-2-raw/wiki.test.raw"], 0),
+        ("wikitext2", ["wikitext-2-v1/{test}", "wikitext-103-raw-v1/{test}"], None),
+        ("ptb", ["penn_treebank/train/0000.parquet", "penn_treebank/test/0000.parquet"], 1),
+        ("lambada", ["lambada_openai/data/lambada_test_de.jsonl", "lambada_openai/data/lambada_test_en.jsonl"], 1),
+        ("hellaswag", ["hellaswag/data/{test}", "hellaswag/data/{validation}"], 1),
+        ("hellaswag", ["datasets--Rowan--hellaswag/snapshots/1a/data/{validation}", "winogrande_xl/{validation}"], 0),
+        ("winogrande", ["hellaswag/data/{validation}", "winogrande_xl/{validation}"], 1),
+        ("cbt-cn", ["cbt/CN/{test}", "cbt/NE/{test}"], 0),
+        ("cbt-ne", ["cbt/CN/{test}", "cbt/NE/{test}"], 1),
+    ],
+)
+def test_a_set_is_found_by_the_folders_that_it_lies_in(
+    task: str, names: list[str], wanted: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = {split: f"{split}-00000-of-00001.parquet" for split in ("test", "validation")}
+    paths = [tmp_path / name.format(**pieces) for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    if wanted is None:
+        with pytest.raises(EvaluationError, match="found none of them"):
+            find_data(TASKS[task], tmp_path)
+        return
+    assert find_data(TASKS[task], tmp_path) == [paths[wanted]]
+    assert find_data(TASKS[task], paths[wanted].parent) == [paths[wanted]], "the folder itself is part of the name"
+    monkeypatch.chdir(paths[wanted].parent)
+    assert [path.absolute() for path in find_data(TASKS[task], Path())] == [paths[wanted]]
+
+
 @pytest.mark.parametrize(
     ("reader", "name", "content", "message"),
     [
@@ -788,7 +910,7 @@ def test_refusals(tmp_path: Path) -> None:
         evaluate(fake(), "perplexity", path, options=Options(window=8, stride=9))
     with pytest.raises(ConfigError, match="limit: expected a whole number of at least 1, got 0"):
         Options(limit=0)
-    with pytest.raises(EvaluationError, match=r"expected wiki.test.raw or wikitext-2\*test\*.parquet for wikitext2"):
+    with pytest.raises(EvaluationError, match=r"expected wikitext-2-raw/wiki.test.raw or .* for wikitext2"):
         evaluate(fake(), "wikitext2", tmp_path)
     with pytest.raises(EvaluationError, match="expected at least one document with a token"):
         evaluate(fake(), "perplexity", write(tmp_path / "empty.txt", ""))

@@ -182,6 +182,8 @@ def _one(model: LanguageModel, task: str, data: Path, options: Options, output: 
         progress=status.progress,
     )
     status.clear()
+    for warning in result.facts.get("warnings", ()):
+        sys.stderr.write(f"gpt2: {task}: {warning}\n")
     return result
 
 

@@ -55,15 +55,19 @@ Reader = Callable[[Path, Detokeniser], Iterator[Item]]
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, or of the rows of a file of rows, each with its line feed."""
-    if path.suffix in (".jsonl", ".json", ".parquet"):
-        for number, row in rows(path):
-            text = next((row[key] for key in ("text", "page", "sentence") if isinstance(row.get(key), str)), None)
-            if text is None:
-                raise EvaluationError(f"{path}: row {number}: expected text, page or sentence, got {_keys(row)}")
-            yield from text.splitlines(keepends=True) if "\n" in text else [text + "\n"]
+    """The lines of a text file, or of the rows of a file of rows, each with its line feed, without a CR before it."""
+    return (line.removesuffix("\r\n") + "\n" if line.endswith("\r\n") else line for line in _lines_as_they_are(path))
+
+
+def _lines_as_they_are(path: Path) -> Iterator[str]:
+    if not _is_rows(path):
+        yield from _text_lines(path)
         return
-    yield from _text_lines(path)
+    for number, row in rows(path):
+        text = next((row[key] for key in ("text", "page", "sentence") if isinstance(row.get(key), str)), None)
+        if text is None:
+            raise EvaluationError(f"{path}: row {number}: expected text, page or sentence, got {_keys(row)}")
+        yield from (line + "\n" for line in text.removesuffix("\n").split("\n"))
 
 
 def rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -139,8 +143,8 @@ def _field(path: Path, number: int, row: Mapping[str, Any], key: str, kind: type
 def articles(path: Path, _: Detokeniser) -> Iterator[Document]:
     """WikiText: a document is an article, from its title ` = Title = ` on."""
     held: list[str] = []
-    for line in lines(path):
-        if re.fullmatch(r" = [^=](.*[^=])? = \n?", line) and any(kept.strip() for kept in held):
+    for line in map(_framed, lines(path)):
+        if re.fullmatch(r" = [^=](.*[^=])? = \n", line) and any(kept.strip() for kept in held):
             yield Document("".join(held))
             held = []
         held.append(line)
@@ -153,6 +157,20 @@ def sentences(path: Path, _: Detokeniser) -> Iterator[Document]:
     return (Document(line) for line in lines(path))
 
 
+def framed_sentences(path: Path, _: Detokeniser) -> Iterator[Document]:
+    """Penn Treebank: a document is a line, between the spaces that the original file has."""
+    return (Document(_framed(line)) for line in lines(path))
+
+
+def _framed(line: str) -> str:
+    """A line as the original files of WikiText and Penn Treebank have it: ` text ` and a line feed, ` ` if it is blank.
+
+    The same sets circulate with lines stripped (Hugging Face's Penn Treebank) or nothing in blank ones (its WikiText).
+    """
+    text = line.removesuffix("\n") or " "
+    return " " * (not text.startswith(" ")) + text + " " * (not text.endswith(" ")) + "\n"
+
+
 def blocks(path: Path, _: Detokeniser, *, tail: tuple[int, int] = (0, 0)) -> Iterator[Document]:
     """Any text: a document is some `BLOCK_BYTES` up to the end of a line, or of a word where lines are long.
 
@@ -161,7 +179,7 @@ def blocks(path: Path, _: Detokeniser, *, tail: tuple[int, int] = (0, 0)) -> Ite
         tail: of a file of exactly so many bytes, only so many at the end are read, as for enwik8 and text8.
     """
     if _is_rows(path):
-        yield from sentences(path, _)
+        yield from map(Document, _lines_as_they_are(path))
         return
     decoder = codecs.getincrementaldecoder("utf-8")(errors="strict")
     held, size = "", path.stat().st_size

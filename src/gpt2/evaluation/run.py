@@ -38,6 +38,7 @@ from gpt2.evaluation.work import Columns, Unit, work_for
 from gpt2.hashing import sha256_of
 
 Progress = Callable[[int, int], None]
+_MANY_ESCAPES = 0.01  # for each word; real sets need less than a tenth of that
 
 
 class Evaluated(Protocol):
@@ -157,13 +158,15 @@ def evaluate(
         if not len(table["document"]) or not np.sum(table["tokens"]):
             raise EvaluationError(f"{paths[0]}: expected at least one document with a token to score, got none")
         metrics = {metric.name: _estimate(metric, table, filled) for metric in task.metrics}
+        counts = {"documents": len(table["document"]), **_sums(table), **work.notes}
         facts = {
             **{name: value for name, value in key.items() if name != "task"},
             "title": task.title,
             "protocol": dict(task.protocol),
             "detokeniser": task.detokeniser if filled.detokenise else "none",
             "model": {"name": model.name, "parameters": engine.config.num_parameters, **engine.config.to_dict()},
-            "counts": {"documents": len(table["document"]), **_sums(table), **work.notes},
+            "counts": counts,
+            "warnings": _warnings(counts),
             "machine": {"system": platform.system(), "processor": platform.machine(), "cores": machine.cores()},
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(seconds, 3),
@@ -208,7 +211,8 @@ def find_data(task: Task, path: Path) -> list[Path]:
 
     Args:
         task: which.
-        path: a file, or a folder in which the names that the set has are looked for, at any depth.
+        path: a file, or a folder in which the names that the set has are looked for, at any depth. A name with folders
+            in it is compared with the end of a file's whole path, so that the folder itself may be one of them.
 
     Raises:
         EvaluationError: there is none.
@@ -219,10 +223,11 @@ def find_data(task: Task, path: Path) -> list[Path]:
         raise EvaluationError(f"{path}: expected a file or a folder with the data of {task.name}, found nothing")
     if task.files == ("*",):
         raise EvaluationError(f"{path}: expected a file for {task.name}, got a folder")
+    entries = sorted(path.rglob("*"))
     for pattern in task.files:
-        found = sorted(entry for entry in path.rglob(pattern) if entry.is_file())
-        if found:
-            return found[:1]
+        for entry in entries:
+            if entry.absolute().match(pattern) and entry.is_file():
+                return [entry]
     raise EvaluationError(f"{path}: expected {' or '.join(task.files)} for {task.name}, found none of them")
 
 
@@ -289,6 +294,17 @@ def _columns(metric: Metric, table: Columns) -> tuple[np.ndarray, np.ndarray]:
     top = np.asarray(table[metric.top], np.float64)
     bottom = np.asarray(table[metric.bottom], np.float64) if metric.bottom else np.ones(len(top))
     return top, bottom
+
+
+def _warnings(counts: Mapping[str, int]) -> list[str]:
+    """What makes figures doubtful, in words."""
+    words, escapes = counts.get("words", 0), counts.get("escapes", 0)
+    if escapes <= _MANY_ESCAPES * words:
+        return []
+    return [
+        f"{escapes:,} marks for {words:,} words were needed to keep words as they are: the text is not cut into words "
+        "as this set is, and the figures are not those of the set"
+    ]
 
 
 def _sums(table: Columns) -> dict[str, int]:

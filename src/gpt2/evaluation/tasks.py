@@ -60,7 +60,10 @@ class Task:
     protocol: Mapping[str, str]
     """In words: what is done, and what is known of the paper's way."""
     files: tuple[str, ...] = ()
-    """Names that the set circulates under, the best known first; `*` stands for anything."""
+    """Names that the set circulates under, in the order in which they are looked for: a file's, or the last parts of
+    its path; `*` stands for anything within a part. Hugging Face's names were looked up, in code of public repositories
+    that opens them and in listings of files: a set that comes in one file, at `main` or as its server converted it
+    (`test/0000.parquet`)."""
     tail: tuple[int, int] = (0, 0)
     """A file of so many bytes is the whole set, of which so many at the end are the test set."""
     detokeniser: str = "none"
@@ -138,6 +141,16 @@ _INVERTIBLE = (
     "paper gives none of its own."
 )
 
+
+def _wikitext(folder: str) -> tuple[str, ...]:
+    """The test set in its own folder, as its authors and Hugging Face name it: both sets' files have the same names."""
+    return (
+        f"{folder}/wiki.test.raw",
+        f"{folder}-v1/test-00000-of-00001.parquet",
+        f"{folder}-v1/test/0000.parquet",
+    )
+
+
 _TASKS = (
     Task(
         "lambada",
@@ -161,8 +174,7 @@ _TASKS = (
             "whole word they get 32.6 % and a perplexity of 40.1. So the paper's accuracy is compared with that of the "
             "last token; which word list its stop-word filter had is unknown.",
         },
-        files=("lambada_test.jsonl", "lambada_openai*.jsonl", "lambada_test*.parquet"),
-        version=1,
+        files=("lambada_test.jsonl", "lambada_test_en.jsonl", "lambada_openai*.jsonl", "lambada_test*.parquet"),
     ),
     Task(
         "lambada-standard",
@@ -190,7 +202,13 @@ _TASKS = (
             "spelling": _INVERTIBLE,
             "context": "What does not fit n_ctx is cut off at the beginning.",
         },
-        files=("cbtest_CN_test_2500ex.txt", "cbt*CN*test*.jsonl", "cbt*CN*test*.parquet"),
+        files=(
+            "cbtest_CN_test_2500ex.txt",
+            "cbt*CN*test*.jsonl",
+            "cbt*CN*test*.parquet",
+            "CN/test-00000-of-00001.parquet",
+            "CN/test/0000.parquet",
+        ),
         detokeniser="treebank",
     ),
     Task(
@@ -200,7 +218,13 @@ _TASKS = (
         readers.clozes,
         (Metric("accuracy", "accuracy", "right"),),
         {"input": "As cbt-cn, with names as the missing words."},
-        files=("cbtest_NE_test_2500ex.txt", "cbt*NE*test*.jsonl", "cbt*NE*test*.parquet"),
+        files=(
+            "cbtest_NE_test_2500ex.txt",
+            "cbt*NE*test*.jsonl",
+            "cbt*NE*test*.parquet",
+            "NE/test-00000-of-00001.parquet",
+            "NE/test/0000.parquet",
+        ),
         detokeniser="treebank",
     ),
     Task(
@@ -216,8 +240,9 @@ _TASKS = (
             "denominators": _WORDS,
             "paper": "29.4 for the smallest model is about the perplexity per token of GPT-2 (others get 29.9).",
         },
-        files=("wiki.test.raw", "wikitext-2*test*.parquet"),
+        files=(*_wikitext("wikitext-2-raw"), "wiki.test.raw", "wikitext-2-raw*test*.parquet"),
         detokeniser="wikitext",
+        version=2,
     ),
     Task(
         "wikitext103",
@@ -232,14 +257,15 @@ _TASKS = (
             "denominators": _WORDS,
             "paper": "37.5 for the smallest model is about the perplexity per original word (others get 37.4).",
         },
-        files=("wiki.test.raw", "wikitext-103*test*.parquet"),
+        files=(*_wikitext("wikitext-103-raw"), "wiki.test.raw", "wikitext-103-raw*test*.parquet"),
         detokeniser="wikitext",
+        version=2,
     ),
     Task(
         "ptb",
         "Penn Treebank",
         "text",
-        readers.sentences,
+        readers.framed_sentences,
         (_BY_WORD, _BY_TOKEN, _BY_BYTE),
         {
             "input": "Mikolov's test set as one text: lower case, no punctuation, N for numbers, <unk> for rare words; "
@@ -249,8 +275,9 @@ _TASKS = (
             "denominators": _WORDS,
             "paper": "65.85 for the smallest model lies between what others get per token (52.5) and per word (79.7).",
         },
-        files=("ptb.test.txt", "ptb*test*.parquet"),
+        files=("ptb.test.txt", "penn_treebank/test/0000.parquet", "ptb*test*.parquet"),
         detokeniser="ptb",
+        version=2,
     ),
     Task(
         "enwik8",
@@ -296,6 +323,7 @@ _TASKS = (
         files=("news.en.heldout-00000-of-00050", "news.en.heldout-*"),
         detokeniser="1bw",
         separate=True,
+        version=2,
     ),
     Task(
         "hellaswag",
@@ -312,7 +340,14 @@ _TASKS = (
             "characters, as lm-eval does.",
             "paper": "Not in the paper; others get 28.9 and 31.1 % for the smallest model.",
         },
-        files=("hellaswag_val.jsonl", "hellaswag_val_full.txt", "hellaswag*validation*.parquet"),
+        files=(
+            "hellaswag_val.jsonl",
+            "hellaswag_val_full.txt",
+            "hellaswag*validation*.parquet",
+            "*hellaswag/data/validation-00000-of-00001.parquet",
+            "*hellaswag/validation-00000-of-00001.parquet",
+            "*hellaswag/snapshots/*/data/validation-00000-of-00001.parquet",
+        ),
     ),
     Task(
         "winograd",
@@ -341,7 +376,12 @@ _TASKS = (
             Metric("accuracy_full", "accuracy, full", "right_full"),
         ),
         {"input": "As winograd.", "paper": "Later than the paper."},
-        files=("winogrande.jsonl", "winogrande*validation*.parquet", "dev.jsonl"),
+        files=(
+            "winogrande.jsonl",
+            "winogrande_xl/validation-00000-of-00001.parquet",
+            "winogrande*validation*.parquet",
+            "dev.jsonl",
+        ),
     ),
     Task(
         "perplexity",
@@ -356,6 +396,7 @@ _TASKS = (
             "of lines, by bytes, by characters.",
         },
         files=("*",),
+        version=2,
     ),
 )
 _FIRST = {task.name: task for task in _TASKS}
