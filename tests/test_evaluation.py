@@ -1034,12 +1034,24 @@ def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert other["metrics"]["token_perplexity"]["value"] != value
     folders = sorted((tmp_path / "runs").iterdir())
     assert len(folders) == 2
-    compared = json.loads(run_command(capsys, "eval", "--compare", *folders, "--json"))
-    assert {compared["token_perplexity"]["first"], compared["token_perplexity"]["second"]} == {
-        value,
-        other["metrics"]["token_perplexity"]["value"],
-    }
-    assert "bits per byte" in run_command(capsys, "eval", "--compare", *folders)
+    again = [Path(told["run"]), Path(other["run"])]
+    compared = json.loads(run_command(capsys, "eval", "--compare", *again, "--json", "--resamples", 70))
+    figure = compared["figures"]["token_perplexity"]
+    assert (figure["first"], figure["second"]) == (value, other["metrics"]["token_perplexity"]["value"])
+    assert (compared["seed"], compared["resamples"]) == (0, 70)
+    assert compared["differing"] == {"precision": ["float32", "int8"]}
+    assert compared["first"] == told
+    assert compared["second"]["data"] == told["data"]
+    shown = run_command(capsys, "eval", "--compare", *folders, "--html", tmp_path / "two.html")
+    assert "bits per byte" in shown
+    assert "they differ in precision: " in shown
+    assert "10,000 resamplings, seed 0" in shown
+    page = (tmp_path / "two.html").read_text()
+    for fact in (told["weights_sha256"], told["data"][0]["sha256"], "precision", "10,000 resamplings"):
+        assert fact in page
+    short = json.loads(run_command(capsys, *base, "--json", "--window", 8))
+    mixed = json.loads(run_command(capsys, "eval", "--compare", told["run"], short["run"], "--json"))
+    assert set(mixed["differing"]) == {"window", "stride"}
 
 
 def test_the_command_beside_the_paper(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -1051,6 +1063,12 @@ def test_the_command_beside_the_paper(tiny: Path, tmp_path: Path, capsys: pytest
     assert "PTB perplexity" in shown.out
     assert shown.out.count("no data") == 9
     assert "left out:" in shown.err
+    told = run_command(capsys, "eval", "--paper", "--data", tmp_path / "sets", "-m", tiny, "--json").splitlines()
+    task, beside = (json.loads(line) for line in told)
+    assert "not one of the paper's models" in beside["origin"]
+    (line, _) = (line for line in beside["paper"] if line["column"] == "PTB perplexity")
+    assert line["ours"] == task["metrics"]["word_perplexity"]["value"]
+    assert (line["paper"], line["difference"]) == (None, None), "the paper has no such model"
 
 
 def test_the_list_names_every_task_and_its_data(capsys: pytest.CaptureFixture[str]) -> None:

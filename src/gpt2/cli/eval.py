@@ -14,6 +14,8 @@ from gpt2.atomic import atomic_file
 from gpt2.cli.status import Status
 from gpt2.errors import ConfigError, EvaluationError
 
+COMPARE_RESAMPLES = 10_000
+
 if TYPE_CHECKING:
     from gpt2.evaluation import Options, Result
     from gpt2.evaluation.paper import Line
@@ -50,7 +52,9 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many documents, the first ones.")] = None,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 1000,
+    resamples: Annotated[
+        int | None, typer.Option(help="Of the bootstrap. [default: 1000; with --compare 10000]", show_default=False)
+    ] = None,
     engine: Annotated[str, typer.Option(help="litert, keras, or auto for the fastest that can be used.")] = "auto",
     precision: Annotated[str, typer.Option(help="Of the weights: float32; with litert int8 or int4.")] = "float32",
     output: Annotated[
@@ -58,7 +62,9 @@ def evaluate(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Evaluate although the same run is there.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a task, nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a task, with --paper one a model beside.")
+    ] = False,
 ) -> None:
     """Evaluate a model: figures with intervals, each one traceable to data, weights, protocol and versions.
 
@@ -72,7 +78,7 @@ def evaluate(
         _list(as_json)
         return
     if compare:
-        _compare(names, seed, as_json)
+        _compare(names, seed, COMPARE_RESAMPLES if resamples is None else resamples, html, as_json=as_json)
         return
     from gpt2.evaluation import Options, task_of
     from gpt2.evaluation.paper import COLUMNS
@@ -85,7 +91,7 @@ def evaluate(
         task_of(name)
     options = Options(
         window=window, stride=stride, separate=separate, begin=begin, detokenise=detokenise, limit=limit, seed=seed,
-        resamples=resamples,
+        resamples=1000 if resamples is None else resamples,
     )  # fmt: skip
     if paper:
         names = list(dict.fromkeys(column.task for column in COLUMNS))
@@ -101,6 +107,8 @@ def evaluate(
         if as_json:
             for result in found:
                 typer.echo(json.dumps({**result.to_dict(), "run": str(result.folder)}, ensure_ascii=False))
+            if paper:
+                typer.echo(json.dumps(_paper_record(*papers[-1]), ensure_ascii=False))
         elif paper:
             _print_paper(*papers[-1])
         else:
@@ -212,23 +220,45 @@ def _print_paper(name: str, origin: str, lines: Sequence[Line]) -> None:
     _table(pages.PAPER_HEADS, pages.paper_rows(lines))
 
 
-def _compare(folders: Sequence[str], seed: int, as_json: bool) -> None:
-    import dataclasses
+def _paper_record(name: str, origin: str, lines: Sequence[Line]) -> dict[str, Any]:
+    from dataclasses import asdict
 
-    from gpt2.evaluation import compare_runs, pages
-    from gpt2.evaluation.journal import read_result
+    return {
+        "model": name,
+        "origin": origin,
+        "paper": [{**asdict(line), "difference": line.difference} for line in lines],
+    }
+
+
+def _compare(folders: Sequence[str], seed: int, resamples: int, html: Path | None, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from gpt2.evaluation import Result, compare_runs, differing, pages
 
     if len(folders) != 2:
         raise ConfigError(f"tasks: expected the folders of two runs with --compare, got {len(folders)}")
-    first, second = (Path(folder) for folder in folders)
-    found = compare_runs(first, second, seed=seed)
+    first, second = (Result.read(Path(folder)) for folder in folders)
+    found = compare_runs(Path(folders[0]), Path(folders[1]), seed=seed, resamples=resamples)
+    others = differing(first.facts, second.facts)
+    sampling = f"95 % intervals over documents and p by {resamples:,} resamplings, seed {seed}."
+    if html is not None:
+        with atomic_file(html) as new:
+            new.write_text(pages.write_comparison(first, second, found, sampling), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps({name: dataclasses.asdict(difference) for name, difference in found.items()}))
+        told: dict[str, Any] = {
+            **{"figures": {name: asdict(difference) for name, difference in found.items()}},
+            **{"seed": seed, "resamples": resamples, "differing": others},
+            **{word: {**run.to_dict(), "run": str(run.folder)} for word, run in (("first", first), ("second", second))},
+        }
+        typer.echo(json.dumps(told, ensure_ascii=False))
         return
-    results = [read_result(folder) for folder in (first, second)]
-    for word, result in zip(("first", "second"), results, strict=True):
-        typer.echo(f"{word}: {result['model']['name']} ({result['engine']}, {result['precision']})")
-    _table(pages.COMPARED_HEADS, pages.compared_rows(results[0]["task"], found))
+    for word, run in (("first", first), ("second", second)):
+        facts = run.facts
+        typer.echo(f"{word}: {facts['model']['name']} ({facts['engine']}, {facts['precision']}), {run.folder}")
+    for name, (a, b) in others.items():
+        typer.echo(f"they differ in {name}: {a}, {b}")
+    _table(pages.COMPARED_HEADS, pages.compared_rows(first.task, found))
+    typer.echo(sampling)
 
 
 def _list(as_json: bool) -> None:

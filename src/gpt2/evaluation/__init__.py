@@ -14,7 +14,7 @@ Keras.
 
 from __future__ import annotations
 
-from gpt2.evaluation.run import Evaluated, Result, compare_runs, evaluate, find_data
+from gpt2.evaluation.run import Evaluated, Result, compare_runs, differing, evaluate, find_data
 from gpt2.evaluation.statistics import Difference, Estimate
 from gpt2.evaluation.tasks import TASKS, Metric, Options, Task, task_of
 
@@ -28,6 +28,7 @@ __all__ = [
     "Result",
     "Task",
     "compare_runs",
+    "differing",
     "evaluate",
     "find_data",
     "task_of",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt2.evaluation.paper import Line
-from gpt2.evaluation.run import Result
+from gpt2.evaluation.run import Result, differing
 from gpt2.evaluation.statistics import Difference, Estimate
 from gpt2.evaluation.tasks import TASKS
 from gpt2.report import escape, page, table
@@ -80,6 +80,32 @@ def write_page(results: Sequence[Result], papers: Sequence[tuple[str, str, Seque
     body.append("<h2>Where the figures come from</h2>\n")
     body += [_trace(result) for result in results]
     return page("Evaluation", "".join(body), "Written by gpt2 eval. The page needs no network.")
+
+
+def write_comparison(first: Result, second: Result, found: Mapping[str, Difference], sampling: str) -> str:
+    """The page of two runs: how they differ in each figure, and what is needed to trace both.
+
+    Args:
+        first: one run.
+        second: the other.
+        found: from `compare_runs`.
+        sampling: how the intervals were drawn, in words.
+    """
+    names = [
+        f"{facts['model']['name']} ({facts['engine']}, {facts['precision']})" for facts in (first.facts, second.facts)
+    ]
+    others = [(name, str(a), str(b)) for name, (a, b) in differing(first.facts, second.facts).items()]
+    body = [
+        f"<header>\n<h1>Comparison</h1>\n<p class='soft'>first: {escape(names[0])}; second: {escape(names[1])}</p>\n"
+        "</header>\n<h2>Figures</h2>\n",
+        table(COMPARED_HEADS, compared_rows(first.task, found)),
+        f"<p class='soft'>{escape(sampling)}</p>\n",
+        "<h2>In what the runs differ beside the weights</h2>\n",
+        table(("", "first", "second"), others) if others else "<p>In nothing.</p>\n",
+        "<h2>Where the figures come from</h2>\n",
+        *(_trace(result) for result in (first, second)),
+    ]
+    return page("Comparison", "".join(body), "Written by gpt2 eval. The page needs no network.")
 
 
 def _of(results: Iterable[Result], model: str) -> list[Result]:

@@ -243,7 +243,8 @@ def compare_runs(first: Path, second: Path, *, seed: int = 0, resamples: int = 1
 
     Args:
         first: the folder of a finished run.
-        second: of another one, of the same task, version and data, in the same variant.
+        second: of another one, of the same task, version, spelling and data. Other options may differ, which may be
+            what is asked about; `differing` says which.
         seed: of the resampling.
         resamples: how often.
 
@@ -269,6 +270,19 @@ def compare_runs(first: Path, second: Path, *, seed: int = 0, resamples: int = 1
         )
         for metric in task_of(results[0]["task"]).metrics
     }
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """In what two results (as `Result.to_dict` has them) differ beside the weights: option or fact -> both values.
+
+    >>> differing({"engine": "litert", "options": {"window": 8}}, {"engine": "litert", "options": {"window": 16}})
+    {'window': (8, 16)}
+    """
+    facts = ("vocabulary_sha256", "engine", "precision", "versions")
+    pairs = {name: (first.get(name), second.get(name)) for name in facts}
+    options = [result.get("options", {}) for result in (first, second)]
+    pairs |= {name: (options[0].get(name), options[1].get(name)) for name in {**options[0], **options[1]}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in ("seed", "resamples")}
 
 
 def _items(task: Task, paths: Sequence[Path], options: Options) -> Iterator[Item]:
