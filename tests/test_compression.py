@@ -578,6 +578,12 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (done.returncode, done.stdout) == (0, content)
     back.unlink()
     monkeypatch.setenv("GPT2_HOME", home["GPT2_HOME"])
+    by_keras = tmp_path / "keras.gpt2z"
+    app(["compress", str(file), "-m", models[0], "--engine", "keras", "-o", str(by_keras)], standalone_mode=False)
+    app(["decompress", str(by_keras), "-m", models[0], "-o", str(back)], standalone_mode=False)
+    assert back.read_bytes() == content
+    back.unlink()
+    by_keras.unlink()
     for arguments, error, message in (
         (["compress", str(file), "-m", models[0]], ConfigError, "is there already; --force replaces it"),
         (["compress", "-"], ConfigError, "--out: expected a file to write, or -; got none"),

@@ -21,7 +21,7 @@ from gpt2.data.documents import Document
 from gpt2.data.prepare import prepare
 from gpt2.data.rows import ArrayTokens
 from gpt2.errors import ConfigError, TrainingError
-from gpt2.overlap import Texts, memorized, open_prepared, overlap, overlaps
+from gpt2.overlap import Texts, memorized, open_prepared, overlap, overlaps, with_shards
 from gpt2.overlap.grams import Grams
 from gpt2.overlap.words import words_of
 from test_cli import gpt2 as run_gpt2
@@ -142,6 +142,19 @@ def test_a_prepared_folder_is_its_documents(tmp_path: Path, monkeypatch: pytest.
     assert len(unread) == len(TEXTS), "also where nobody reads their text"
     wanted = overlap(documents(TEXTS[1:2]), documents(TEXTS), n=3)
     assert overlap(documents(TEXTS[1:2]), Texts([tmp_path / "data"]), n=3) == wanted
+
+
+def test_a_prepared_folder_beside_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a king", encoding="utf-8")
+    prepare([tmp_path / "a.txt"], tmp_path / "data", valid_fraction=0)
+    given = [tmp_path / "a.txt", tmp_path / "data"]
+    with pytest.raises(TrainingError, match="data: expected a prepared folder by itself, got 2 inputs"):
+        Texts(given)
+    with (
+        pytest.raises(TrainingError, match="data: expected a prepared folder by itself"),
+        with_shards(given, default_codec()),
+    ):
+        pass
 
 
 def test_another_vocabulary_is_refused(tmp_path: Path) -> None:

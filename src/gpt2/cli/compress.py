@@ -38,7 +38,9 @@ def compress(
         str | None, typer.Option("--model", "-m", help="A name in the store or a folder. [default: the bundled model]")
     ] = None,
     engine: Annotated[str, typer.Option(help="litert, keras, or auto for the fastest that can be used.")] = "auto",
-    precision: Annotated[str, typer.Option(help="Of the weights: int8, or float32, or int4.")] = "int8",
+    precision: Annotated[
+        str | None, typer.Option(help="Of the weights: int8, float32 or int4. [default: int8; keras has float32 alone]")
+    ] = None,
     block: Annotated[int, typer.Option(help="Bytes coded by themselves. Larger: smaller files, slower back.")] = 1
     << 14,
     streams: Annotated[int, typer.Option(help="Blocks worked on together.")] = 32,
@@ -59,7 +61,8 @@ def compress(
     target = _target(out, None if file == STDIO else file + SUFFIX, force)
     if file != STDIO and not Path(file).is_file():
         raise ConfigError(f"FILE: expected a file, found none at {file}")
-    opened = open_model(model, engine=engine, precision=precision)
+    default = "float32" if engine == "keras" else "int8"
+    opened = open_model(model, engine=engine, precision=precision or default)
     with _reading(file) as source, _writing(target) as written:
         total = None if file == STDIO else Path(file).stat().st_size
         with _telling("compressing", total) as progress, written.open("wb") as sink:

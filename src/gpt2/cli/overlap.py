@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 Files = Annotated[list[str], typer.Argument(metavar="FILE...", help="Files, folders, patterns, or - for stdin.")]
 Training = Annotated[
     list[str],
-    typer.Option("--in", "-i", help="The training text: a folder made by gpt2 prepare, or files; may be repeated."),
+    typer.Option(
+        "--in", "-i", help="The training text: one folder made by gpt2 prepare; or files and folders, may be repeated."
+    ),
 ]
 ColumnOption = Annotated[
     str | None, typer.Option(help="The field with the text, in tables and .jsonl. [default: text]")

@@ -17,7 +17,7 @@ from gpt2.codec import Codec, default_codec
 from gpt2.data.documents import Document, Meter, find_files, read_documents
 from gpt2.data.prepare import codec_hash, prepare
 from gpt2.data.shards import Prepared, ShardTokens, is_prepared
-from gpt2.errors import ConfigError
+from gpt2.errors import ConfigError, TrainingError
 
 CHUNK = 1 << 20
 """Tokens that are read at once."""
@@ -51,6 +51,7 @@ class Texts:
         self._prepared: ShardTokens | None = None
         self._codec = codec or default_codec()
         self._name = ""
+        _check_alone(given)
         if len(given) == 1 and is_prepared(given[0]):
             self._name = os.fspath(given[0])
             self._prepared = open_prepared(self._name, self._codec)
@@ -123,12 +124,21 @@ def with_shards(
         TrainingError: an input cannot be read.
         ConfigError: the folder was prepared with another vocabulary.
     """
+    _check_alone(inputs)
     if len(inputs) == 1 and is_prepared(inputs[0]):
         yield open_prepared(inputs[0], codec)
         return
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"column": column, "encoding": encoding, "valid_fraction": 0.0, "deduplicate": False}
         yield prepare(inputs, Path(folder) / "data", codec=codec, **options).train
+
+
+def _check_alone(inputs: Sequence[str | os.PathLike[str]]) -> None:
+    prepared = next((os.fspath(given) for given in inputs if is_prepared(given)), None)
+    if prepared is not None and len(inputs) > 1:
+        raise TrainingError(
+            f"{prepared}: expected a prepared folder by itself, got {len(inputs)} inputs; gpt2 prepare makes one"
+        )
 
 
 def open_prepared(folder: str | os.PathLike[str], codec: Codec) -> ShardTokens:
