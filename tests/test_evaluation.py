@@ -1165,6 +1165,33 @@ def test_a_set_that_is_not_what_it_must_be(server: faulty.ModelServer) -> None:
     assert not list((store.home() / "evaluation-sets").rglob("*.txt"))
 
 
+def test_a_set_that_cannot_be_brought_is_left_out_of_the_papers_table(
+    server: faulty.ModelServer,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first dead link ended `gpt2 eval --paper --download`."""
+    places = {task: sets.Source(f"{server.url}/nothing.txt", "nothing.txt") for task in sets.SOURCES}
+    places["ptb"] = sets.Source(f"{server.url}/set.txt", "ptb.test.txt")
+    places["enwik8"] = sets.Source(f"{server.url}/set.txt", "enwik8", "0" * 64)
+    monkeypatch.setattr(sets, "SOURCES", places)
+    arguments = ["-m", str(tiny), "-o", str(tmp_path / "runs"), "--resamples", "10"]
+    app(["eval", "--paper", "--download", *arguments], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert shown.out.count("no data") == 9
+    told = {line.split(": ")[2]: line for line in shown.err.splitlines() if line.startswith("gpt2: left out: ")}
+    assert list(told) == ["lambada", "cbt-cn", "cbt-ne", "wikitext2", "enwik8", "text8", "1bw"]
+    assert all(line.endswith(sets.instruction(task)) for task, line in told.items())
+    assert "404" in told["lambada"]
+    assert "expected the SHA-256 000" in told["enwik8"]
+    with pytest.raises(
+        DownloadError, match=r"404.*; give lambada_test.jsonl or .* with --data PATH, or run .*nothing.txt$"
+    ):
+        app(["eval", "ptb", "lambada", "--download", *arguments], standalone_mode=False)
+
+
 @needs_sets
 def test_known_hashes_are_those_of_the_files_at_hand() -> None:
     for task, source in sets.SOURCES.items():

@@ -12,7 +12,7 @@ import typer
 
 from gpt2.atomic import atomic_file
 from gpt2.cli.status import Status
-from gpt2.errors import ConfigError, EvaluationError
+from gpt2.errors import ConfigError, DownloadError, EvaluationError
 
 COMPARE_RESAMPLES = 10_000
 
@@ -121,7 +121,7 @@ def evaluate(
 
 
 def _places(names: Sequence[str], data: Path | None, *, download: bool, lenient: bool) -> dict[str, Path]:
-    """Where each task's data is; with `lenient`, tasks without data are left out."""
+    """Where each task's data is; with `lenient`, tasks whose data is not there or cannot be brought are left out."""
     from gpt2.evaluation import find_data, sets, task_of
 
     places: dict[str, Path] = {}
@@ -136,10 +136,10 @@ def _places(names: Sequence[str], data: Path | None, *, download: bool, lenient:
                 places[name] = _download(name)
             else:
                 places[name] = sets.default_data(name)
-        except EvaluationError as error:
+        except (EvaluationError, DownloadError) as error:
             if not lenient:
                 raise
-            sys.stderr.write(f"gpt2: left out: {error}\n")
+            sys.stderr.write(f"gpt2: left out: {name}: {str(error).removeprefix(f'{name}: ')}\n")
     return places
 
 
@@ -151,9 +151,10 @@ def _download(name: str) -> Path:
     def show(_: str, have: int, total: int | None) -> None:
         status.progress(have, total or have or 1)
 
-    path = sets.download(name, progress=show)
-    status.clear()
-    return path
+    try:
+        return sets.download(name, progress=show)
+    finally:
+        status.clear()
 
 
 def _models(given: list[str] | None, *, paper: bool) -> list[str | None]:

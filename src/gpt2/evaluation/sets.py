@@ -17,7 +17,7 @@ from typing import IO
 from gpt2 import store
 from gpt2.atomic import atomic_file, locked
 from gpt2.checkpoints.transfer import Progress, Settings, fetch
-from gpt2.errors import ConfigError, EvaluationError, IntegrityError
+from gpt2.errors import ConfigError, DownloadError, EvaluationError, IntegrityError
 from gpt2.evaluation.tasks import TASKS, task_of
 from gpt2.hashing import sha256_of
 
@@ -120,15 +120,22 @@ def download(
 
     Raises:
         ConfigError: no such task, or one that has no set of its own.
-        DownloadError: the network or the server failed; what has come stays for the next time.
+        DownloadError: the network or the server failed; what has come stays for the next time. The message ends with
+            where the set can be had.
         IntegrityError: what came is not what it must be.
     """
     task_of(task)
     source = source or SOURCES.get(task)
     if source is None:
         raise ConfigError(f"task: expected one with a set of its own, got {task}: {instruction(task)}")
-    folder = folder_of(task)
-    target = folder / source.name
+    try:
+        return _bring(task, source, settings or Settings(), progress)
+    except DownloadError as error:
+        raise type(error)(f"{error}; {instruction(task)}") from error
+
+
+def _bring(task: str, source: Source, settings: Settings, progress: Progress | None) -> Path:
+    target = folder_of(task) / source.name
     parts = store.home() / "downloads"
     parts.mkdir(parents=True, exist_ok=True)
     with locked(parts / f"set-{task}.lock"):
@@ -136,7 +143,7 @@ def download(
             return target
         arrived = parts / f"{task}-{source.url.rsplit('/', 1)[-1]}"
         if not arrived.is_file():
-            fetch(source.url, arrived, limit=source.limit, settings=settings or Settings(), progress=progress)
+            fetch(source.url, arrived, limit=source.limit, settings=settings, progress=progress)
         try:
             with atomic_file(target) as new:
                 _unpack(arrived, source, new)
