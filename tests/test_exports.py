@@ -585,6 +585,25 @@ def test_the_report(tmp_path: Path) -> None:
     assert "16 of 16 greedy tokens the same" in str(report.parity)
 
 
+@pytest.mark.parametrize("precision", ["float32", "q8_0"])
+def test_ggufs_own_check(tmp_path: Path, precision: str) -> None:
+    pytest.importorskip("llama_cpp")
+    path = tmp_path / "m.gguf"
+    report = exports.export(path, source(), "gguf", precision, check=True)
+    assert (report.format, report.precision, report.bytes) == ("gguf", precision, path.stat().st_size)
+    assert report.not_checked is None
+    found = report.parity
+    assert found is not None
+    assert found.runtime.startswith("llama-cpp-python ")
+    assert (found.positions, found.greedy_tokens) == (20, 16)
+    assert found.ids_equal is True
+    if precision == "float32":
+        assert 0 < found.largest_difference < 1e-2
+        assert found.greedy_equal == found.greedy_tokens
+    else:
+        assert 0.001 < found.relative_difference < 0.05
+
+
 def test_a_model_that_computes_something_else_is_not_put_in_place(tmp_path: Path) -> None:
     """As if a matrix had been transposed by mistake: the old one stays, and nothing is left beside it."""
     pytest.importorskip("onnxruntime")
