@@ -28,7 +28,7 @@ test: $(VENV)/.installed-test  ## Set up, then run the tests (under 10 minutes)
 test-slow: $(VENV)/.installed-test $(VENV)-lm-eval/.installed  ## The slow tests: large models, many kills and mutations
 	GPT2_LM_EVAL=$(CURDIR)/$(VENV)-lm-eval/bin/python $(BIN)/python -m pytest -m slow --timeout=3600
 
-test-reference: $(VENV)/.installed-reference  ## Compare with torch and transformers, which this installs
+test-reference: $(VENV)/.installed-reference  ## Compare with torch, transformers and Keras Hub, which this installs
 	$(BIN)/python -m pytest -m reference
 
 test-llama: $(VENV)/.installed-llama  ## Compare with llama.cpp, which this compiles (minutes)
