@@ -12,7 +12,7 @@ import pytest
 import oracle
 from gpt2 import checkpoints
 from gpt2.checkpoints import huggingface
-from gpt2.codec import default_codec
+from gpt2.codec import Codec, default_codec
 from gpt2.config import GPT2Config
 from gpt2.errors import CheckpointFormatError
 from gpt2.gpt import load_model
@@ -157,6 +157,29 @@ def test_the_tokenizer_that_we_write(tmp_path: Path) -> None:
         assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", codec.end_of_text)
         assert tokenizer("<|endoftext|>")["input_ids"] == [codec.end_of_text]
         assert tokenizer.model_max_length == config.n_ctx
+
+
+def test_tokens_added_by_transformers_come_and_go(tmp_path: Path) -> None:
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(_written(tmp_path / "m", default_codec()))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|bot|>"], "pad_token": "[PAD]"})
+    config = transformers.GPT2Config(vocab_size=len(tokenizer), n_positions=16, n_embd=4, n_head=2, n_layer=1)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    for name, data in default_codec().files("huggingface").items():
+        (tmp_path / "theirs" / name).write_bytes(data)  # as older versions leave it
+    codec = checkpoints.codec_of(tmp_path / "theirs", len(tokenizer))
+    assert codec is not None
+    specials = ("<|endoftext|>", "<|user|>", "<|bot|>", "[PAD]")
+    assert codec.special_tokens == {token: tokenizer.convert_tokens_to_ids(token) for token in specials}
+    again = transformers.AutoTokenizer.from_pretrained(_written(tmp_path / "again", codec))
+    text = "<|user|>Hello<|bot|> world[PAD]"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"] == codec.encode(text, allowed_special=set(specials))
+
+
+def _written(folder: Path, codec: Codec) -> Path:
+    config = GPT2Config(n_vocab=codec.n_vocab, n_ctx=16, n_embd=4, n_head=2, n_layer=1)
+    checkpoints.write(folder, config, oracle.random_tensors(config).items(), format="huggingface", codec=codec)
+    return folder
 
 
 def test_generate_of_theirs_runs_on_what_we_write(tmp_path: Path) -> None:

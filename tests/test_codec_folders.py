@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
 import gpt2.codec
-from gpt2.codec import END_OF_TEXT, Codec, StreamDecoder, default_codec
+from gpt2.codec import END_OF_TEXT, Codec, StreamDecoder, default_codec, fitting
 from gpt2.errors import CodecError
 
 VOCAB_BPE = resources.files("gpt2").joinpath("assets").joinpath("vocab.bpe").read_bytes()
@@ -86,6 +87,45 @@ def test_merges_alone_are_numbered_as_gpt2_numbers_them(tmp_path):
     codec = Codec.from_folder(tmp_path)
     assert codec.encode("Hello world") == [15496, 995]
     assert codec.end_of_text == 50256
+
+
+@pytest.mark.parametrize("place", ["added_tokens.json", "tokenizer.json"])
+def test_tokens_that_were_added_later_are_special(tmp_path, place):
+    """With vocab.json at hand only <|endoftext|> was known, and `<|user|>` was lost on the way to another format."""
+    small_folder(tmp_path, "huggingface")
+    added = {END_OF_TEXT: 0, "<|user|>": 260, "[PAD]": 261}
+    entries = [{"id": n, "content": token, "special": True} for token, n in added.items()]
+    content = added if place == "added_tokens.json" else tokenizer_json(["h e"], small_ids(), added_tokens=entries)
+    (tmp_path / place).write_text(json.dumps(content))
+    codec = Codec.from_folder(tmp_path)
+    assert codec.special_tokens == added
+    assert codec.n_vocab == 262
+    assert codec.encode("<|user|>hell", allowed_special={"<|user|>"}) == [260, 259]
+    assert 260 not in codec.encode("<|user|>"), "text never becomes a special token unasked"
+    assert codec.decode([260, 259]) == "<|user|>hell"
+    (tmp_path / "again").mkdir()
+    for name, data in codec.files("openai").items():
+        (tmp_path / "again" / name).write_bytes(data)
+    assert Codec.from_folder(tmp_path / "again").special_tokens == added
+    fit = fitting(codec, 261, source="x")
+    assert (fit.special_tokens, fit.n_vocab) == ({END_OF_TEXT: 0, "<|user|>": 260}, 261), "the network has no [PAD]"
+    with pytest.raises(CodecError, match="x: expected a vocabulary of at most n_vocab = 259, got 260"):
+        fitting(codec, 259, source="x")
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"hell": 7}, "expected the id 259 for 'hell', got 7"),
+        ({"<|user|>": 259}, "expected a different id for each token"),
+        ({"<|user|>": "260"}, "expected ids from 0, got '260' for '<|user|>'"),
+    ],
+)
+def test_added_tokens_that_contradict(tmp_path, added, message):
+    small_folder(tmp_path, "huggingface")
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(CodecError, match=re.escape(message)):
+        Codec.from_folder(tmp_path)
 
 
 def test_a_folder_without_a_vocabulary(tmp_path):

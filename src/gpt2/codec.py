@@ -124,17 +124,21 @@ class Codec:
     def from_folder(cls, folder: str | Path) -> Codec | None:
         """The vocabulary that a model's folder brings along, or None if it has none.
 
-        Read are, in this order: `vocab.bpe` (with `encoder.json` where there is one), `merges.txt` with `vocab.json`,
-        and Hugging Face's `tokenizer.json`.
+        Read are, in this order: `vocab.bpe` (with `encoder.json` where there is one), `merges.txt` with `vocab.json`
+        and the tokens added later (of `added_tokens.json`, else of `tokenizer.json`), and Hugging Face's
+        `tokenizer.json`.
 
         Raises:
             CodecError: a file is broken, or it is not byte-level BPE as in GPT-2.
         """
         folder = Path(folder)
-        for merges_name, ids_name in (("vocab.bpe", "encoder.json"), ("merges.txt", "vocab.json")):
-            found = cls.from_files(folder / merges_name, folder / ids_name)
+        found = cls.from_files(folder / "vocab.bpe", folder / "encoder.json")
+        if found is None:
+            found = cls.from_files(folder / "merges.txt", folder / "vocab.json")
             if found is not None:
-                return found
+                found = found._with(_added_tokens(folder), str(folder))
+        if found is not None:
+            return found
         path = folder / "tokenizer.json"
         if path.is_file():
             return cls.from_merges(*_read_tokenizer_json(path), name=str(path))
@@ -150,6 +154,16 @@ class Codec:
         if not merges.is_file():
             return None
         return cls.from_merges(_read_text(merges), _read_json(ids) if ids.is_file() else None, name=str(merges))
+
+    def _with(self, added: Mapping[str, Any], source: str) -> Codec:
+        """With more special tokens; those that it has already are named again in such lists."""
+        known = self.vocabulary()
+        new = {token: number for token, number in added.items() if token not in known}
+        wrong = next((token for token in added if token not in new and added[token] != known[token]), None)
+        if wrong is not None:
+            raise CodecError(f"{source}: expected the id {known[wrong]} for {wrong!r}, got {added[wrong]!r} beside it")
+        _, special = _check_ids([], {**known, **new}, source)
+        return Codec(self._ranks, dict(self.special_tokens) | {t: special[t] for t in new}, name=self.name)
 
     # Facts
 
@@ -302,11 +316,15 @@ class StreamDecoder:
 def fitting(codec: Codec | None, n_vocab: int, *, source: str) -> Codec | None:
     """The vocabulary that a model brings along if it fits the network; for None GPT-2's where that fits, else None.
 
-    GPT-2's fits a network of its size, or one padded up to the next multiple of 128, as some train it.
+    GPT-2's fits a network of its size, or one padded up to the next multiple of 128, as some train it. Special tokens
+    that were added to a vocabulary, but never to the network, are left away.
 
     Raises:
-        CodecError: it has ids that the network does not.
+        CodecError: it has other ids that the network does not.
     """
+    if codec is not None and codec.n_vocab > n_vocab:
+        fit = {token: n for token, n in codec.special_tokens.items() if n < n_vocab or token == END_OF_TEXT}
+        codec = Codec(codec.ranks, fit, name=codec.name)
     if codec is not None and codec.n_vocab > n_vocab:
         raise CodecError(f"{source}: expected a vocabulary of at most n_vocab = {n_vocab}, got {codec.n_vocab}")
     return codec or fitting_default(n_vocab)
@@ -425,6 +443,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CodecError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def _added_tokens(folder: Path) -> dict[str, Any]:
+    """Tokens that were added to a vocabulary in Hugging Face's layout: token -> id, both unchecked."""
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        return _read_json(path)
+    path = folder / "tokenizer.json"
+    listed = _read_json(path).get("added_tokens", []) if path.is_file() else []
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    return {entry["content"]: entry.get("id") for entry in entries if isinstance(entry.get("content"), str)}
 
 
 def _read_tokenizer_json(path: Path) -> tuple[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ from gpt2.checkpoints.contents import Contents
 from gpt2.checkpoints.json_file import read_object
 from gpt2.checkpoints.names import Tensors, check_shapes, expected_shapes
 from gpt2.checkpoints.tensor_file import Entry
-from gpt2.codec import Codec
+from gpt2.codec import END_OF_TEXT, Codec
 from gpt2.config import LAYER_NORM_EPSILON, GPT2Config
 from gpt2.errors import CheckpointFormatError, TensorMismatchError
 
@@ -142,7 +142,7 @@ def write_side_files(folder: Path, config: GPT2Config, codec: Codec | None, dtyp
     files = codec.files("huggingface")
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    special = next(iter(codec.special_tokens), None)
+    special = END_OF_TEXT if END_OF_TEXT in codec.special_tokens else next(iter(codec.special_tokens), None)
     tokens = {"bos_token": special, "eos_token": special, "unk_token": special} if special else {}
     settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": config.n_ctx, "add_prefix_space": False}
     _write_json(folder / "tokenizer_config.json", {**settings, **tokens})
