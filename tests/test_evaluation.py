@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -1071,12 +1072,21 @@ def test_the_command_beside_the_paper(tiny: Path, tmp_path: Path, capsys: pytest
     assert (line["paper"], line["difference"]) == (None, None), "the paper has no such model"
 
 
-def test_the_list_names_every_task_and_its_data(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_names_every_task_and_its_data(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = run_command(capsys, "eval", "--list")
     for task in TASKS.values():
         assert f"{task.name}: {task.title}" in shown
     rows = [json.loads(line) for line in run_command(capsys, "eval", "--list", "--json").splitlines()]
     assert [row["task"] for row in rows] == list(TASKS)
+    hashes = {row["task"]: row["hash"] for row in rows}
+    assert hashes["enwik8"] == "known, of the file"
+    assert hashes["1bw"] == "known, of the archive"
+    assert hashes["perplexity"] == ""
+    assert shown.count("    hash: ") == len(sets.SOURCES)
+    monkeypatch.setattr(sets, "SOURCES", {"ptb": sets.Source("http://localhost/x", "x")})
+    assert run_command(capsys, "eval", "--list").count("hash: not known, the first one seen is remembered") == 1
 
 
 def test_the_fast_engine_is_evaluated_without_tensorflow(tiny: Path, tmp_path: Path) -> None:
@@ -1151,6 +1161,7 @@ def test_a_set_is_downloaded_unpacked_and_remembered(server: faulty.ModelServer,
 def test_a_set_that_is_not_what_it_must_be(server: faulty.ModelServer) -> None:
     for source, message in [
         (sets.Source(f"{server.url}/set.txt", "set.txt", "0" * 64), "expected the SHA-256 000"),
+        (sets.Source(f"{server.url}/set.zip", "set.txt", archive_sha256="0" * 64), "set.zip: expected the SHA-256 000"),
         (sets.Source(f"{server.url}/set.zip", "missing.txt"), "expected missing.txt in the archive"),
         (sets.Source(f"{server.url}/none.zip", "set.txt"), "expected an archive with set.txt"),
         (sets.Source(f"{server.url}/set.tgz", "set.txt", limit=200), "expected at most"),
@@ -1163,6 +1174,8 @@ def test_a_set_that_is_not_what_it_must_be(server: faulty.ModelServer) -> None:
     with pytest.raises(ConfigError, match="expected one with a set of its own"):
         sets.download("perplexity")
     assert not list((store.home() / "evaluation-sets").rglob("*.txt"))
+    known = hashlib.sha256(server.files["set.zip"]).hexdigest()
+    assert sets.download("ptb", source=sets.Source(f"{server.url}/set.zip", "set.txt", archive_sha256=known)).is_file()
 
 
 def test_a_set_that_cannot_be_brought_is_left_out_of_the_papers_table(

@@ -271,6 +271,7 @@ def _list(as_json: bool) -> None:
                 **{"task": task.name, "title": task.title, "version": task.version, "protocol": dict(task.protocol)},
                 "metrics": {metric.name: metric.title for metric in task.metrics},
                 "data": sets.instruction(task.name),
+                "hash": sets.known_hash(task.name),
             }
             typer.echo(json.dumps(told, ensure_ascii=False))
         return
@@ -280,6 +281,8 @@ def _list(as_json: bool) -> None:
         for name, text in task.protocol.items():
             typer.echo(f"    {name}: {text}")
         typer.echo(f"    data: {sets.instruction(task.name)}")
+        if known := sets.known_hash(task.name):
+            typer.echo(f"    hash: {known}")
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -39,9 +39,19 @@ class Source:
     """What the file is called: at the end of the address, or in the archive that is there."""
     sha256: str = ""
     """Of the file itself; empty where it is not known."""
+    archive_sha256: str = ""
+    """Of the archive at the address; empty where that is not known, or is no archive."""
     limit: int = 64 * _MB
     """Bytes that the download, and the file, may have at most."""
 
+
+# Hashes are those of files at hand or, where none was, found in two places that do not depend on each other: those of
+# enwik8, text8 and hellaswag_val.jsonl in several public repositories that check them; the archives' in
+# tensorflow/datasets and huggingface/datasets (LAMBADA, One Billion Words), in huggingface/datasets and
+# facebookresearch/ParlAI (the Children's Book Test).
+_CBT_SHA256 = "932df0cadc1337b2a12b4c696b1041c1d1c6d4b6bd319874c6288f02e4a61e92"
+_ZENODO_SHA256 = "8fbe499096ddbdcbbd0cac406861b5026fb451d15b8fe04e0e4f3d082f2ad5d7"
+_1BW_SHA256 = "01ba60381110baf7f189dfd2b8374de371e8c9a340835793f190bdae9e90a34e"
 
 SOURCES: Mapping[str, Source] = {
     "lambada": Source(
@@ -49,9 +59,9 @@ SOURCES: Mapping[str, Source] = {
         "lambada_test.jsonl",
         "4aa8d02cd17c719165fc8a7887fddd641f43fcafa4b1c806ca8abc31fabdb226",
     ),
-    "lambada-standard": Source(_ZENODO, "lambada_test_plain_text.txt", limit=1024 * _MB),
-    "cbt-cn": Source(_CBT, "cbtest_CN_test_2500ex.txt", limit=512 * _MB),
-    "cbt-ne": Source(_CBT, "cbtest_NE_test_2500ex.txt", limit=512 * _MB),
+    "lambada-standard": Source(_ZENODO, "lambada_test_plain_text.txt", archive_sha256=_ZENODO_SHA256, limit=1024 * _MB),
+    "cbt-cn": Source(_CBT, "cbtest_CN_test_2500ex.txt", archive_sha256=_CBT_SHA256, limit=512 * _MB),
+    "cbt-ne": Source(_CBT, "cbtest_NE_test_2500ex.txt", archive_sha256=_CBT_SHA256, limit=512 * _MB),
     "wikitext2": Source(_WIKITEXT, "wiki.test.raw", "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"),
     "wikitext103": Source(
         _WIKITEXT, "wiki.test.raw", "173c87a53759e0201f33e0ccf978e510c2042d7f2cb78229d9a50d79b9e7dd08"
@@ -61,10 +71,24 @@ SOURCES: Mapping[str, Source] = {
         "ptb.test.txt",
         "dd65dff31e70846b2a6030a87482edcd5d199130cdcfa1f3dccbb033728deee0",
     ),
-    "enwik8": Source("http://mattmahoney.net/dc/enwik8.zip", "enwik8", limit=128 * _MB),
-    "text8": Source("http://mattmahoney.net/dc/text8.zip", "text8", limit=128 * _MB),
-    "1bw": Source(_1BW, "news.en.heldout-00000-of-00050", limit=2048 * _MB),
-    "hellaswag": Source(f"{_GITHUB}/rowanz/hellaswag/master/data/hellaswag_val.jsonl", "hellaswag_val.jsonl"),
+    "enwik8": Source(
+        "http://mattmahoney.net/dc/enwik8.zip",
+        "enwik8",
+        "2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+        limit=128 * _MB,
+    ),
+    "text8": Source(
+        "http://mattmahoney.net/dc/text8.zip",
+        "text8",
+        "6e890197040d37d85beb962ae1f041ff1d9a9ca8d20c7d99c85027eebf51dca7",
+        limit=128 * _MB,
+    ),
+    "1bw": Source(_1BW, "news.en.heldout-00000-of-00050", archive_sha256=_1BW_SHA256, limit=2048 * _MB),
+    "hellaswag": Source(
+        f"{_GITHUB}/rowanz/hellaswag/master/data/hellaswag_val.jsonl",
+        "hellaswag_val.jsonl",
+        "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588",
+    ),
     "winograd": Source(
         f"{_FOUNDRY}/winograd_wsc.jsonl",
         "winograd_wsc.jsonl",
@@ -90,6 +114,16 @@ def instruction(task: str) -> str:
     if source is None:
         return f"give any text file with --data FILE to gpt2 eval {task}"
     return f"give {names} with --data PATH, or run gpt2 eval {task} --download, which takes it from {source.url}"
+
+
+def known_hash(task: str) -> str:
+    """What is known of the hash of a task's set before it is downloaded, in a few words; empty: it has no set."""
+    source = SOURCES.get(task)
+    if source is None:
+        return ""
+    if source.sha256:
+        return "known, of the file"
+    return "known, of the archive" if source.archive_sha256 else "not known, the first one seen is remembered"
 
 
 def default_data(task: str) -> Path:
@@ -145,6 +179,8 @@ def _bring(task: str, source: Source, settings: Settings, progress: Progress | N
         if not arrived.is_file():
             fetch(source.url, arrived, limit=source.limit, settings=settings, progress=progress)
         try:
+            if source.archive_sha256:
+                _expect(source.archive_sha256, sha256_of(arrived), source.url)
             with atomic_file(target) as new:
                 _unpack(arrived, source, new)
                 _check(new, source, task)
@@ -196,8 +232,12 @@ def _check(path: Path, source: Source, task: str) -> None:
     with locked(notes.with_name("lock")):
         known = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
         expected = source.sha256 or known.get(f"{task}/{source.name}", found)
-        if found != expected:
-            raise IntegrityError(f"{source.name}: expected the SHA-256 {expected}, got {found}")
+        _expect(expected, found, source.name)
         known[f"{task}/{source.name}"] = found
         with atomic_file(notes) as new:
             new.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+
+
+def _expect(expected: str, found: str, name: str) -> None:
+    if found != expected:
+        raise IntegrityError(f"{name}: expected the SHA-256 {expected}, got {found}")
