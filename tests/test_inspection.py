@@ -19,6 +19,7 @@ from gpt2.inspection import (
     Activations,
     ablate_heads,
     ablate_neurons,
+    direction_between,
     find_induction,
     hook_names,
     inspect,
@@ -209,6 +210,18 @@ def test_steering_is_a_sum(model: Model) -> None:
     tensors = {**TENSORS, "wpe": TENSORS["wpe"] + direction.astype(np.float32)}
     got = run_with_hooks(model, IDS, steer("blocks.0.hook_resid_pre", direction))
     np.testing.assert_allclose(got[0], oracle.logits(CONFIG, tensors, IDS[0]), atol=1e-4)
+
+
+def test_direction_is_between_the_ends_of_texts(model: Model, cache: Activations) -> None:
+    _, other = run_with_cache(model, [7, 8, 9])
+    for name in ("blocks.1.hook_resid_pre", "h1/in", "h2/attn/z", "h0/mlp/gelu"):
+        expected = cache[name][:, -1].mean(axis=0) - other[name][0, -1]
+        np.testing.assert_allclose(direction_between(model, name, IDS, [7, 8, 9]), expected, atol=1e-5)
+    towards = run_with_hooks(model, [7, 8, 9], steer("h2/out", direction_between(model, "h2/out", IDS[0], [7, 8, 9])))
+    np.testing.assert_allclose(towards[0, -1], run_with_hooks(model, IDS[0])[0, -1], atol=1e-4)
+    for name in ("wpe", "h*/in", "h0/attn/scores"):
+        with pytest.raises(ConfigError, match=r"name: expected the name of one activation of each token, .* got"):
+            direction_between(model, name, [1], [2])
 
 
 def test_hooks_say_what_they_change(model: Model, cache: Activations) -> None:

@@ -20,7 +20,16 @@ from gpt2.codec import Codec
 from gpt2.config import GPT2Config
 from gpt2.errors import ConfigError
 from gpt2.gpt import new_model, save_model
-from gpt2.inspection import Inspection, ablate_heads, ablate_neurons, find_induction, inspect, pictures
+from gpt2.inspection import (
+    Inspection,
+    ablate_heads,
+    ablate_neurons,
+    find_induction,
+    inspect,
+    pictures,
+    run_with_cache,
+    steer,
+)
 from gpt2.inspection import page as page_module
 from gpt2.inspection.page import attention_html
 from gpt2.verification import verify
@@ -247,6 +256,87 @@ def test_command_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert begun["tokens"][1]["loss"] is not None
 
 
+def test_command_silences_neurons_and_steers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gpt2.gpt import load_model
+
+    given = ["the the t", "--model", str(folder), "--json", "--start"]
+    model = load_model(folder)
+    start, ids = model.prompt_tokens(None)[0], model.prompt_tokens("the the t")[0]
+
+    def losses(*options: str) -> tuple[list[float], list[Any]]:
+        status, out, error = main(*given, *options, capsys=capsys)
+        assert status == 0, error
+        record = json.loads(out)
+        return [token["loss"] for token in record["tokens"][1:]], record["changes"]
+
+    plain, _ = losses()
+    got, changes = losses("--ablate-neuron", "1.63", "--ablate-neuron", "0.5")
+    assert got == pytest.approx(inspect(model, [*start, *ids], ablate_neurons([(0, 5), (1, 63)])).losses[1:])
+    assert got != plain
+    assert [change["said"] for change in changes] == ["without neurons 0.5, 1.63"]
+
+    steering = ["--steer", "h1/in", "--toward", "the h", "--away", "t"]
+    name = "blocks.1.hook_resid_pre"
+    toward, away = ([*start, *model.prompt_tokens(text)[0]] for text in ("the h", "t"))
+    direction = run_with_cache(model, toward)[1][name][0, -1] - run_with_cache(model, away)[1][name][0, -1]
+    for strength in (1.0, -2.5):
+        got, changes = losses(*steering, *(["--strength", str(strength)] if strength != 1 else []), "--ablate", "0.0")
+        expected = inspect(model, [*start, *ids], ablate_heads([(0, 0)]), steer(name, direction, strength))
+        assert got == pytest.approx(expected.losses[1:])
+        assert [change["kind"] for change in changes] == ["ablated heads", "steered"]
+        assert changes[1]["said"] == f'steered at {name} by {strength:g} times the way from "t" to "the h"'
+        assert (changes[1]["at"], changes[1]["toward"], changes[1]["away"]) == (name, "the h", "t")
+        assert changes[1]["strength"] == strength
+    assert got != plain
+
+
+def test_command_saves_activations(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gpt2.gpt import load_model
+
+    model, file = load_model(folder), tmp_path / "kept.npz"
+    saving = ["--save", "h*/out", "--save", "blocks.0.attn.hook_pattern", "--arrays", str(file)]
+    status, out, error = main("the the", "-m", str(folder), "--ablate", "0.1", *saving, capsys=capsys)
+    assert (status, error) == (0, f"wrote {file}\n")
+    assert "mean loss" in out, "what was to be shown is shown as well"
+    _, seen = run_with_cache(model, "the the", ablate_heads([(0, 1)]))
+    with np.load(file, allow_pickle=False) as kept:
+        names = {"blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.0.attn.hook_pattern"}
+        assert set(kept) == names | {"ids", "about"}
+        for name in names:
+            np.testing.assert_array_equal(kept[name], seen[name])
+        np.testing.assert_array_equal(kept["ids"], seen.ids)
+        about = json.loads(str(kept["about"]))
+    assert about["weights_sha256"] == model.engine.weights_sha256
+    assert [change["said"] for change in about["changes"]] == ["without heads 0.1"]
+    before = file.read_bytes()
+    status, _, error = main("the", "-m", str(folder), "--save", "h7/out", *saving[4:], capsys=capsys)
+    assert (status, error[:56]) == (2, "gpt2: --save: expected names such as blocks.0.attn.hook_")
+    assert "got 'h7/out'" in error
+    assert file.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["kept.npz"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ablate", "2.0"], "--ablate: expected layers 0 to 1 and heads 0 to 1, got 2.0"),
+        (["--ablate", "0.2"], "--ablate: expected layers 0 to 1 and heads 0 to 1, got 0.2"),
+        (["--ablate-neuron", "1.64"], "--ablate-neuron: expected layers 0 to 1 and neurons 0 to 63, got 1.64"),
+        (["--steer", "h9/in"], "--steer: expected names such as blocks.0.attn.hook_pattern"),
+        (["--steer", "h*/in"], "--steer: expected the name of one activation of each token, such as"),
+        (["--steer", "h0/attn/pattern"], "--steer: expected the name of one activation of each token, such as"),
+    ],
+)
+def test_command_refuses_what_the_network_has_not(
+    folder: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if options[0] == "--steer":
+        options = [*options, "--toward", "x", "--away", "y"]
+    status, out, error = main("the", "-m", str(folder), *options, capsys=capsys)
+    assert (status, out) == (2, "")
+    assert error.startswith(f"gpt2: {message}")
+
+
 def test_command_patches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["the the t", "--against", "the h t", "--what", "patch", "-m", str(folder), "--start"]
     status, out, error = main(*given, capsys=capsys)
@@ -304,6 +394,20 @@ def test_command_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ),
         (["x", "--layer", "1"], "--layer, --head: expected both or neither"),
         (["x", "--ablate", "5"], "--ablate: expected LAYER.HEAD such as 5.1, got '5'"),
+        (["x", "--ablate-neuron", "5.x"], "--ablate-neuron: expected LAYER.NEURON such as 5.100, got '5.x'"),
+        (["x", "--steer", "h0/in", "--toward", "y"], "--steer: expected --toward and --away with a text each"),
+        (["x", "--steer", "h0/in", "--toward", "y", "--away", ""], "--steer: expected --toward and --away with"),
+        (["x", "--away", "y"], "--steer: expected --toward and --away with a text each"),
+        (["x", "--strength", "2"], "--steer: expected --toward and --away with a text each"),
+        (
+            ["x", "--steer", "h0/in", "--toward", "y", "--away", "z", "--strength", "nan"],
+            "--strength: expected a finite number, got nan",
+        ),
+        (["x", "--save", "h0/in"], "--save: expected --arrays with a file"),
+        (["x", "--arrays", "x.npz"], "--save: expected --arrays with a file"),
+        (["x", "--save", "h0/in", "--arrays", "x.npy"], "--arrays: expected a name that ends in .npz, got 'x.npy'"),
+        (["--what", "induction", "--ablate", "0.1"], "--what induction: expected no --ablate, --ablate-neuron"),
+        (["x", "--what", "patch", "--against", "y", "--ablate-neuron", "0.1"], "--what patch: expected no --ablate"),
         (["x", "--what", "induction"], "--what induction: expected no text"),
         (["x", "--what", "patch"], "--what patch: expected --against with another text"),
         (["x", "--against", "y"], "--what patch: expected --against with another text"),

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gpt2.gpt import Model
-    from gpt2.inspection import Induction, Inspection
+    from gpt2.inspection import Hooks, Induction, Inspection
 
 VIEWS = ("loss", "lens", "attention", "patch", "induction")
 _PIPED_WIDTH = 500  # columns, where no terminal has to hold them
 FORMATS = (".html", ".svg", ".png", ".json")
+_HEAD, _NEURON = ("--ablate", "head", "5.1"), ("--ablate-neuron", "neuron", "5.100")  # option, unit, example
 
 
 def inspect(
@@ -49,7 +50,35 @@ def inspect(
         int, typer.Option(help="Lens in the terminal: after which token; negative numbers count from the end.")
     ] = -1,
     ablate: Annotated[
-        list[str] | None, typer.Option(help="Silence a head first, LAYER.HEAD; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="LAYER.HEAD", help="Silence a head; may be given several times."),
+    ] = None,
+    ablate_neuron: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER.NEURON", help="Silence a neuron of an MLP; may be given several times."),
+    ] = None,
+    steer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Add what two texts differ by to this activation of every token, such as blocks.3.hook_resid_pre.",
+        ),
+    ] = None,
+    toward: Annotated[str | None, typer.Option(metavar="TEXT", help="Steer: to what this text ends with.")] = None,
+    away: Annotated[str | None, typer.Option(metavar="TEXT", help="Steer: from what this text ends with.")] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="Steer: how many times it is added. [default: 1]", show_default=False)
+    ] = None,
+    save: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Keep this activation, such as blocks.3.hook_resid_pre; `*` stands for anything; may be given several "
+            "times.",
+        ),
+    ] = None,
+    arrays: Annotated[
+        Path | None, typer.Option(metavar="FILE.npz", help="Save: the file to write, of NumPy arrays.")
     ] = None,
     against: Annotated[
         str | None,
@@ -67,7 +96,7 @@ def inspect(
     The page shows all of that at once; layers, heads and tokens count from 0.
 
     Examples: gpt2 inspect "Once upon a time there was a king" -o king.html; gpt2 inspect "The king" --what lens; gpt2
-    inspect --what induction
+    inspect "The king" --save "blocks.*.hook_resid_post" --arrays king.npz; gpt2 inspect --what induction
     """
     ending = None if output is None else output.suffix.lower()
     if what not in VIEWS:
@@ -78,26 +107,42 @@ def inspect(
         raise ConfigError("--layer, --head: expected both or neither")
     if (what == "patch") != (against is not None):
         raise ConfigError("--what patch: expected --against with another text, and --against only there")
-    if against is not None and (ablate or ending == ".html"):
-        raise ConfigError("--what patch: expected no --ablate and no page")
+    if (steer is None) != (not toward) or (steer is None) != (not away) or (steer is None and strength is not None):
+        raise ConfigError("--steer: expected --toward and --away with a text each, and these and --strength only there")
+    if strength is not None and not math.isfinite(strength):
+        raise ConfigError(f"--strength: expected a finite number, got {strength}")
+    if bool(save) != (arrays is not None):
+        raise ConfigError("--save: expected --arrays with a file, and --arrays only there")
+    if arrays is not None and arrays.suffix.lower() != ".npz":
+        raise ConfigError(f"--arrays: expected a name that ends in .npz, got {str(arrays)!r}")
+    if what in ("patch", "induction") and (ablate or ablate_neuron or steer or save or ending == ".html"):
+        raise ConfigError(f"--what {what}: expected no --ablate, --ablate-neuron, --steer, --save, and no page")
+    heads = [_unit(given, *_HEAD) for given in ablate or ()]
+    neurons = [_unit(given, *_NEURON) for given in ablate_neuron or ()]
     if what == "induction":
-        if text is not None or ending == ".html":
-            raise ConfigError("--what induction: expected no text and no page, since it makes its own tokens")
+        if text is not None:
+            raise ConfigError("--what induction: expected no text, since it makes its own tokens")
         _show_induction(model, ending, output, as_json, length, seed)
         return
-    heads = [_head(given) for given in ablate or ()]
     if text == "-" or (text is None and not sys.stdin.isatty()):
         text = read_stdin("text").removesuffix("\n")
     if not text:
         raise PromptError("text: expected some to look at, got none")
-    from gpt2.inspection import ablate_heads
+    from gpt2.inspection import ablate_heads, ablate_neurons
     from gpt2.inspection import inspect as look
 
     loaded = _load(model)
     ids = loaded.prompt_tokens(text)[0]
     begin = loaded.prompt_tokens(None)[0] if start else []
     ids = [*begin, *ids]
-    seen = look(loaded, ids, ablate_heads(heads))
+    _check_units(heads, loaded.config.n_layer, loaded.config.n_head, *_HEAD)
+    _check_units(neurons, loaded.config.n_layer, 4 * loaded.config.n_embd, *_NEURON)
+    hooks: list[Hooks] = [ablate_heads(heads), ablate_neurons(neurons)]
+    if steer and toward and away:
+        hooks.append(_steering(loaded, steer, begin, toward, away, 1.0 if strength is None else strength))
+    seen = look(loaded, ids, *hooks)
+    if arrays is not None and save:
+        _save(loaded, seen, hooks, save, arrays)
     where = None if layer is None or head is None else (layer, head)
     if against is not None:
         _show_patching(loaded, seen, [*begin, *loaded.prompt_tokens(against)[0]], output, as_json)
@@ -165,11 +210,46 @@ def _load(model: str | None) -> Model:
         return load_model(model)
 
 
-def _head(given: str) -> tuple[int, int]:
-    layer, dot, head = given.partition(".")
-    if not (dot and layer.isdecimal() and head.isdecimal()):
-        raise ConfigError(f"--ablate: expected LAYER.HEAD such as 5.1, got {given!r}")
-    return int(layer), int(head)
+def _unit(given: str, option: str, unit: str, example: str) -> tuple[int, int]:
+    layer, dot, number = given.partition(".")
+    if not (dot and layer.isdecimal() and number.isdecimal()):
+        raise ConfigError(f"{option}: expected LAYER.{unit.upper()} such as {example}, got {given!r}")
+    return int(layer), int(number)
+
+
+def _check_units(pairs: list[tuple[int, int]], layers: int, units: int, option: str, unit: str, example: str) -> None:
+    for layer, number in pairs:
+        if layer >= layers or number >= units:
+            expected = f"layers 0 to {layers - 1} and {unit}s 0 to {units - 1}"
+            raise ConfigError(f"{option}: expected {expected}, got {layer}.{number}")
+
+
+def _steering(loaded: Model, name: str, begin: list[int], toward: str, away: str, strength: float) -> Hooks:
+    """Hooks that steer by what the model as it is makes of two texts, and say so."""
+    from gpt2.inspection import direction_between, steer
+    from gpt2.inspection.interventions import Change
+    from gpt2.inspection.names import of_tokens
+
+    site = of_tokens(name, loaded.config, "--steer")
+    texts = [[*begin, *loaded.prompt_tokens(text)[0]] for text in (toward, away)]
+    table = steer(site.name, direction_between(loaded, site.name, *texts), strength)
+    said = f"steered at {site.name} by {strength:g} times the way from {_word(away)} to {_word(toward)}"
+    return Change(table, **{**table.record, "said": said, "toward": toward, "away": away, "strength": strength})
+
+
+def _save(loaded: Model, seen: Inspection, hooks: list[Hooks], names: list[str], arrays: Path) -> None:
+    """Activations by name, the tokens, and as JSON what they are of; all that `numpy.load` reads without pickle."""
+    import numpy as np
+
+    from gpt2.inspection import run_with_cache
+    from gpt2.inspection.names import matching
+
+    chosen = [site.name for site in matching(names, loaded.config, "--save")]
+    _, kept = run_with_cache(loaded, seen.ids, *hooks, names=chosen)
+    about = json.dumps({"tokens": seen.texts, **_model_record(loaded), "changes": seen.changes})
+    with atomic_file(arrays) as new, new.open("wb") as file:
+        np.savez(file, ids=kept.ids, about=np.array(about), **kept)
+    sys.stderr.write(f"wrote {arrays}\n")
 
 
 def _write(output: Path | None, content: str | bytes) -> None:

@@ -11,7 +11,7 @@ what one reads off them, `pictures` and `page` show it. It runs by the reference
 """
 
 from gpt2.inspection.induction import Induction, find_induction, repeated_tokens
-from gpt2.inspection.interventions import ablate_heads, ablate_neurons, patch, steer
+from gpt2.inspection.interventions import ablate_heads, ablate_neurons, direction_between, patch, steer
 from gpt2.inspection.names import hook_names
 from gpt2.inspection.reading import Inspection, Lens, Predictions, inspect, lens_logits, logit_lens, token_losses
 from gpt2.inspection.running import Activations, Hook, Hooks, run_with_cache, run_with_hooks, with_hooks
@@ -27,6 +27,7 @@ __all__ = [
     "Predictions",
     "ablate_heads",
     "ablate_neurons",
+    "direction_between",
     "find_induction",
     "hook_names",
     "inspect",

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from gpt2.errors import ConfigError
-from gpt2.inspection.names import matching
-from gpt2.inspection.running import Activations, Hook, Hooks
+from gpt2.gpt import Model
+from gpt2.inspection.names import matching, of_tokens
+from gpt2.inspection.running import Activations, Hook, Hooks, Prompt, run_with_cache
 
 _MOST_SAID = 12  # of units or names, in words; all of them stand in the record
 
@@ -145,12 +146,13 @@ def steer(
     strength: float = 1.0,
     *,
     positions: Positions = None,
-) -> Hooks:
+) -> Change:
     """Add a direction to an activation.
 
     Args:
         name: which activation, such as `blocks.3.hook_resid_pre` (C channels).
-        direction: (C,), for instance the difference of two texts' activations; its length matters.
+        direction: (C,), for instance the difference of two texts' activations (`direction_between`); its length
+            matters.
         strength: the direction is multiplied by this.
         positions: of the text.
 
@@ -168,6 +170,33 @@ def steer(
     length = float(np.linalg.norm(added))
     said = f"steered at {name} by a vector of length {length:.4g}{_said_positions(positions)}"
     return Change({name: hook}, "steered", said, at=name, length=length, positions=_numbers(positions))
+
+
+def direction_between(model: Model, name: str, toward: Prompt, away: Prompt) -> np.ndarray:
+    """What one text's activation has and another's has not, at the last token of each: something to steer by.
+
+    The texts need not be equally long. Where several are given for one, their mean is taken. The first token of a text
+    is often unlike the others, as heads rest there; so let there be more than one in each, or begin both with
+    `<|endoftext|>` (50256).
+
+    Source: Turner et al., "Activation Addition: Steering Language Models Without Optimization" (2023).
+
+    Args:
+        model: of `gpt2.load_model`.
+        name: of one activation of each token, such as `blocks.3.hook_resid_pre`.
+        toward: text, ids (T,), or rows of equally many ids.
+        away: as `toward`.
+
+    Returns:
+        (C,), or whatever axes that activation has after B and T.
+
+    Raises:
+        ConfigError: a name that no activation of each token has.
+        PromptError: an empty text, or one that is too long.
+    """
+    site = of_tokens(name, model.config)
+    ends = [run_with_cache(model, text, names=site.name)[1][site.name][:, -1].mean(axis=0) for text in (toward, away)]
+    return ends[0] - ends[1]
 
 
 def _pair(pair: tuple[int, int], argument: str) -> tuple[int, int]:

@@ -108,6 +108,19 @@ def matching(patterns: str | Iterable[str], config: GPT2Config, argument: str = 
     return [site for name, site in every.items() if name in wanted]
 
 
+def of_tokens(name: str, config: GPT2Config, argument: str = "name") -> Site:
+    """The one place that a name means, which is of each token.
+
+    Raises:
+        ConfigError: a name that nothing has, that several places have, or that is of pairs of tokens or of no text.
+    """
+    found = matching(name, config, argument)
+    if len(found) > 1 or not found[0].axes.startswith("B T"):
+        expected = "the name of one activation of each token, such as blocks.3.hook_resid_pre"
+        raise ConfigError(f"{argument}: expected {expected}, got {name!r}")
+    return found[0]
+
+
 def hook_names(config: GPT2Config) -> list[str]:
     """TransformerLens' names of all activations of a network of that shape, in the order in which they are computed."""
     return list(sites(config))
