@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,70 @@ def test_ctrl_c_is_clean(tiny: str) -> None:
     _, error = process.communicate(timeout=20)
     assert process.returncode == 130
     assert error == b"\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are looked up in /proc")
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_what_ends_a_command_leaves_nothing_behind(tiny: str, tmp_path: Path, number: int, status: int) -> None:
+    """Unfinished files beside the target, temporary folders and the process of the check stayed.
+
+    After a kill the files stay for the next writer to remove; the process goes.
+    """
+    target, temporary = tmp_path / "out" / "model", tmp_path / "temporary"
+    temporary.mkdir()
+    path = os.pathsep.join(filter(None, sys.path))
+    code = "from gpt2.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "convert", tiny, str(target), "--to", "native", "--check"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)},
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (found := [child for child in children.read_text().split() if "exports.runtimes" in command_of(child)]):
+        assert process.poll() is None, "it ended before its check began"
+        time.sleep(0.01)
+    assert any(".gpt2-tmp-" in entry.name for entry in target.parent.iterdir())
+    assert list(temporary.iterdir())
+    process.send_signal(number)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (status, b"")
+    if number != signal.SIGKILL:
+        assert list(target.parent.iterdir()) == []
+        assert list(temporary.iterdir()) == []
+    while is_running(found[0]):  # it may have been on its way when the signal came
+        time.sleep(0.05)
+
+
+def command_of(process_id: str) -> str:
+    try:
+        return Path("/proc", process_id, "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def is_running(process_id: str) -> bool:
+    try:
+        return Path("/proc", process_id, "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(tiny: str) -> None:
+    """As `nohup` starts a command."""
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from gpt2.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "generate", "the", "-m", tiny, "-n", "500", "--min-tokens", "500"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert process.stdout is not None
+    process.stdout.read(5)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
 
 
 def test_convert_for_others(tiny: str, tmp_path: Path) -> None:

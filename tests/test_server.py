@@ -611,8 +611,9 @@ def test_many_clients_each_get_what_they_get_alone(client: openai.OpenAI) -> Non
     assert [found[n] for n in range(24)] == alone
 
 
-def test_the_end_is_orderly(home: Path) -> None:
-    """SIGTERM: the stream that is open ends well, new requests are not taken, and the status is 0."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_end_is_orderly(home: Path, number: int) -> None:
+    """SIGTERM, or SIGHUP: the stream that is open ends well, new requests are not taken, and the status is 0."""
     with serving(home) as server:
         assert httpx.get(server.url + "/ready").status_code == 200
         body = json.dumps({"prompt": "Once", "max_tokens": 400, "stream": True, "logit_bias": {"50256": -100}})
@@ -620,7 +621,7 @@ def test_the_end_is_orderly(home: Path) -> None:
         connection.request("POST", "/v1/completions", body, JSON)
         response = connection.getresponse()
         response.read(50)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(number)
         rest = response.read().decode()
         assert rest.endswith("data: [DONE]\n\n")
         assert '"finish_reason":"length"' in rest

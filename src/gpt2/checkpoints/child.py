@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +47,34 @@ def ask(module: str, path: Path, word: str) -> Any:
 def run(module: str, *arguments: str, seconds: float, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """Call `main` of a module in a process of its own (see `gpt2.processes`), without a GPU.
 
+    The module's `main` begins by `end_with_parent`, since a signal can end this process before it knows of it.
+
     Raises:
         subprocess.TimeoutExpired: it took longer.
     """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **variables}
     command = processes.command(module, *arguments)
-    return subprocess.run(
-        command, capture_output=True, check=False, env=environment, timeout=seconds, stdin=subprocess.DEVNULL
-    )
+    line, kept = os.pipe()
+    try:
+        return subprocess.run(command, capture_output=True, check=False, env=environment, timeout=seconds, stdin=line)
+    finally:
+        os.close(line)
+        os.close(kept)
+
+
+def end_with_parent() -> None:
+    """In the child: end when the parent has, however it ended; standard input is a line to it."""
+
+    def watch() -> None:
+        os.read(0, 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:
     """In the child: answer on the last line of standard output."""
+    end_with_parent()
     module, path, word = sys.argv[1:4]
     try:
         said = {"answer": importlib.import_module(module).answer(Path(path), word)}

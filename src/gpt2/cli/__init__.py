@@ -1,7 +1,8 @@
 """The command line, `gpt2`: one module a command group; whatever is heavy is imported when the command runs.
 
-Exit status: 0 done, 1 it could not be done, 2 misuse, 130 stopped by Ctrl-C. Errors are one line on stderr; `--debug`
-before the command shows where they come from.
+Exit status: 0 done, 1 it could not be done, 2 misuse, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP; stopped, it
+leaves no unfinished files and no process behind. Errors are one line on stderr; `--debug` before the command shows
+where they come from.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,9 @@ UsageError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "U
 
 GRACE_SECONDS = 2.0
 """What a command has to tidy up after Ctrl-C."""
+END_SECONDS = 8.0
+"""The same after SIGTERM and SIGHUP; some who send these kill after ten seconds."""
+_ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 app = typer.Typer(
     name="gpt2",
@@ -92,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupt)
+        _handle_ends()
         sys.unraisablehook = _unraisable
     try:
         status = app(given, prog_name="gpt2", standalone_mode=False)
@@ -125,17 +130,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _interrupt(*_: object) -> None:
     """Ctrl-C: stop as Python does, and without ceremony where native code has swallowed that (TensorFlow at times)."""
-    last_resort = threading.Timer(GRACE_SECONDS, os._exit, (130,))
-    last_resort.daemon = True
-    last_resort.start()
+    _after(GRACE_SECONDS, os._exit, 130)
     raise KeyboardInterrupt
 
 
+class _Ended(SystemExit):
+    """By a signal; raised so that whatever has unfinished files or processes of its own tidies up."""
+
+
+def _handle_ends() -> None:
+    for number in _ENDS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` leaves SIGHUP
+            signal.signal(number, _end)
+
+
+def _end(number: int, _: object) -> None:
+    """SIGTERM, or the terminal is gone."""
+    for each in _ENDS:
+        signal.signal(each, signal.SIG_IGN)  # a second one would disturb the tidying up
+    _after(END_SECONDS, os._exit, 128 + number)
+    raise _Ended(128 + number)
+
+
+def _after(seconds: float, call: Callable[..., object], *arguments: object) -> None:
+    timer = threading.Timer(seconds, call, arguments)
+    timer.daemon = True
+    timer.start()
+
+
 def _unraisable(error: sys.UnraisableHookArgs) -> None:
-    """Ctrl-C in a place that cannot pass it on, such as a callback of the garbage collector: leave at once."""
+    """A signal in a place that cannot pass it on, such as a callback of the garbage collector.
+
+    After Ctrl-C leave at once; the others come once more, in a better place.
+    """
     if issubclass(error.exc_type, KeyboardInterrupt):
         sys.stderr.write("\n")
         os._exit(130)
+    if isinstance(error.exc_value, _Ended):
+        number = int(str(error.exc_value.code)) - 128
+        signal.signal(number, _end)
+        _after(0.05, os.kill, os.getpid(), number)
+        return
     sys.__unraisablehook__(error)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from gpt2.checkpoints import child
+
 
 @dataclass(frozen=True)
 class Job:
@@ -53,6 +55,7 @@ def missing(format: str) -> str:
 
 def main() -> None:
     """In the child: read the job from the folder that is named, write the answer there."""
+    child.end_with_parent()
     folder = Path(sys.argv[1])
     job = Job(**json.loads((folder / "job.json").read_text(encoding="utf-8")))
     answer = _RUNTIMES[job.format](job)

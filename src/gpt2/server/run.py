@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C; what is being answered then is finished, for a while.
+    """Serve until SIGTERM, SIGHUP or Ctrl-C; what is being answered then is finished, for a while.
 
     Args:
         settings: how.
@@ -106,10 +106,13 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     say(f"serving on http://{shown}:{port} (Ctrl-C stops)")
+    server = new_server(service)
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which uvicorn does not handle
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, server.handle_exit)
     try:
         # uvicorn raises a signal again when it has stopped; to us it means that all is well.
-        new_server(service).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
