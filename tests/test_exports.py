@@ -649,17 +649,27 @@ def test_an_error_on_the_way_leaves_what_was_there(tmp_path: Path, format: str) 
 
 
 def test_nothing_else_is_overwritten(tmp_path: Path) -> None:
+    """A LiteRT model used to be replaced with all that was put beside it."""
     (tmp_path / "notes.gguf").write_text("my notes")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "saved_model.pb").write_text("x")
     (tmp_path / "d" / "thesis.txt").write_text("x")
-    for path, format in (("notes.gguf", "gguf"), ("d", "savedmodel"), ("d", "onnx"), ("notes.gguf", "onnx")):
+    write(write(tmp_path / "built", "litert"), "litert")
+    (tmp_path / "built" / "thesis.txt").write_text("x")
+    for path, format in (
+        ("notes.gguf", "gguf"),
+        ("d", "savedmodel"),
+        ("d", "onnx"),
+        ("notes.gguf", "onnx"),
+        ("built", "litert"),
+    ):
         with pytest.raises(CheckpointError, match=r"expected (nothing|no folder)"):
             write(tmp_path / path, format)
     with pytest.raises(ConfigError, match=r"path: expected a file whose name ends in \.gguf"):
         write(tmp_path / "model", "gguf")
     assert (tmp_path / "notes.gguf").read_text() == "my notes"
     assert (tmp_path / "d" / "thesis.txt").exists()
+    assert (tmp_path / "built" / "thesis.txt").exists()
 
 
 def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from gpt2.engines.tflite import File, Graph
 from gpt2.errors import CheckpointFormatError, ConfigError
 
 VERSION = 1
+FILES = ("config.json", "model.tflite", "vocab.bpe", "encoder.json")
 """Of what is built; what was built by another version is built anew."""
 
 PRECISIONS: dict[str, tuple[Scheme, Scheme]] = {
@@ -62,7 +63,7 @@ def build(
     """Write the folder, atomically; one tensor after another is in memory.
 
     Args:
-        folder: where; what was built there before is replaced.
+        folder: where; what was built there before is replaced, unless other files are beside it.
         config: the shape.
         tensors: all of them under canonical names.
         precision: of the weights, one of `PRECISIONS`.
@@ -102,7 +103,7 @@ def build(
                 progress(done, total)
         check_shapes(config, seen, source="build")
 
-    with atomic_folder(folder, replaceable=checkpoints.is_built) as new:
+    with atomic_folder(folder, replaceable=_is_build) as new:
         places = file.write(new / "model.tflite", packed())
         settings = {
             "format": checkpoints.BUILT_FORMAT,
@@ -123,12 +124,9 @@ def build(
             check(new)
 
 
-def is_built(folder: Path) -> bool:
-    """Whether a folder is what `build` writes."""
-    try:
-        return read_settings(folder) is not None
-    except CheckpointFormatError:
-        return False
+def _is_build(folder: Path) -> bool:
+    """Whether a folder holds a build and nothing else, so that it may be replaced."""
+    return checkpoints.is_built(folder) and {entry.name for entry in folder.iterdir()} <= set(FILES)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
