@@ -13,7 +13,9 @@ from gpt2.errors import ConfigError
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A name in the store, or a folder in any format.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A name in the store, or a folder or file in any format that is read.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The folder to write; for gguf a file NAME.gguf.")],
     to: Annotated[
         str, typer.Option("--to", help="native, huggingface, openai, savedmodel, gguf, onnx, litert; or peft.")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 models_app = typer.Typer(
-    help="List, show, add and remove models; clear the fast engine's builds.",
+    help="List, show, add, verify and remove models; clear the fast engine's builds.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
