@@ -571,6 +571,16 @@ def test_huggingface_has_the_fast_tokenizer_too(tmp_path: Path) -> None:
 # The check, and what happens when something goes wrong
 
 
+def test_saving_checks_and_reports(tmp_path: Path) -> None:
+    found: list[exports.Report] = []
+    model = new_model(CONFIG, codec=CODEC)
+    for format, check in (("openai", None), ("openai", False), ("native", None), ("native", True)):
+        path = save_model(model, tmp_path / f"{format}-{check}", format, check=check, on_report=found.append)
+        assert found[-1].path == str(path)
+    told = [(report.parity and report.parity.largest_difference, report.not_checked) for report in found]
+    assert told == [(0, None), (None, "as was asked"), (None, "nobody asked for it"), (0, None)]
+
+
 def test_the_report(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     report = exports.export(tmp_path / "m", source(), "onnx", check=True)

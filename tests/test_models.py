@@ -80,7 +80,7 @@ def test_list_show_add_remove(capsys: pytest.CaptureFixture[str], tiny: Path, ho
     rows = {row["name"]: row for row in json.loads(run(capsys, "models", "list", "--json")[1])}
     assert set(rows) == {"bundled", "tiny", "other"}
     assert rows["tiny"]["parameters"] == CONFIG.num_parameters
-    assert rows["tiny"]["bytes"] == sum(path.stat().st_size for path in tiny.iterdir())
+    assert rows["tiny"]["bytes"] == sum(path.stat().st_size for path in (home / "models" / "tiny").iterdir())
     facts = json.loads(run(capsys, "models", "show", "tiny", "--json")[1])
     assert facts["folder"] == str(home / "models" / "tiny")
     assert facts["n_layer"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -103,9 +104,8 @@ def test_a_download_is_compared_with_the_hashes_it_came_with() -> None:
         )
         server.files = {path.name: path.read_bytes() for path in made.iterdir()}
         path = download(Spec("tiny", config, "huggingface", server.url))
-    assert json.loads(run("tiny", "--json").stdout)["download"]
-    assert "files: as they were downloaded" in run("tiny").stdout
-    assert not json.loads(run(made, "--json").stdout)["download"]
+    assert "files: as their manifest says" in run("tiny").stdout
+    assert "files: no manifest to compare with" in run(made).stdout
     weights = path / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1  # still a number
@@ -113,6 +113,37 @@ def test_a_download_is_compared_with_the_hashes_it_came_with() -> None:
     result = run("tiny")
     assert result.exit_code == 1
     assert "expected SHA-256" in str(result.exception)
-    assert "as when it was downloaded" in str(result.exception)
     (path / "merges.txt").unlink()
-    assert "merges.txt: came with the download, but is not there" in str(run("tiny").exception)
+    assert "merges.txt: named in manifest.json, but not there" in str(run("tiny").exception)
+
+
+@pytest.mark.parametrize("format", ["huggingface", "keras_hub", "gguf"])
+def test_a_model_that_was_added_is_compared_with_the_hashes_of_then(tmp_path: Path, format: str) -> None:
+    source = write(tmp_path / "m", format) if format == "huggingface" else write_foreign(tmp_path, format)
+    assert CliRunner().invoke(app, ["models", "add", str(source), "--name", "mine"]).exit_code == 0
+    assert json.loads(run("mine", "--json").stdout)["manifest"]
+    weights = max(store.resolve("mine").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    result = run("mine")
+    assert result.exit_code == 1
+    assert "expected SHA-256" in str(result.exception)
+
+
+def test_another_model_under_the_name_of_a_download_raises_no_alarm() -> None:
+    """It was compared with the hashes of the download that had been removed."""
+    (store.home()).mkdir(parents=True, exist_ok=True)
+    (store.home() / "sha256.json").write_text('{"tiny/huggingface": {"config.json": "' + "0" * 64 + '"}}')
+    CliRunner().invoke(app, ["models", "add", str(write(store.home() / "m", "huggingface")), "--name", "tiny"])
+    assert run("tiny").exit_code == 0
+
+
+def test_a_manifest_does_not_reach_out_of_its_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    (tmp_path / "other").write_text("x")
+    found = json.loads((path / "manifest.json").read_text())
+    for name in ("../other", str(tmp_path / "other"), "a/../../other"):
+        entry = {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+        (path / "manifest.json").write_text(json.dumps({"files": {**found["files"], name: entry}}))
+        assert "named in manifest.json, but not there" in str(run(path).exception)

@@ -141,6 +141,7 @@ def save_model(
     *,
     dtype: str = "float32",
     check: bool | None = None,
+    on_report: Callable[[exports.Report], None] | None = None,
 ) -> Path:
     """Save a model, atomically: killed at any moment it leaves the old one or the new one.
 
@@ -153,7 +154,8 @@ def save_model(
         dtype: how the matrices are stored: `float32`, or what else `gpt2.exports.PRECISIONS` has for the format, such
             as `float16` (native, huggingface, gguf, onnx), `int8` (onnx, litert) or `q8_0` (gguf).
         check: compare what the format's own runtime computes before anything is replaced, which takes some seconds.
-            None does so for the formats to be run elsewhere, where their runtime is installed; True demands it.
+            None does so for every format but native, where its runtime is installed; True demands it, False does not.
+        on_report: told what was written, and how far the runtime's logits are from the model's.
 
     Returns:
         The folder or file.
@@ -164,14 +166,13 @@ def save_model(
             untouched.
     """
     target = Path(path)
-    dtype = exports.check_options(format, dtype)
-    if format in checkpoints.FORMATS and not check:
-        checkpoints.write(target, model.config, model.network.arrays(), format=format, codec=model.codec, dtype=dtype)
-    else:
-        source = exports.Source(
-            model.config, model.codec, model.network.arrays, lambda: model.engine, network=model.network
-        )
-        exports.export(target, source, format, dtype, check=check)
+    source = exports.Source(
+        model.config, model.codec, model.network.arrays, lambda: model.engine, network=model.network
+    )
+    unasked = check is None and format == "native"  # what we write for ourselves, often
+    report = exports.export(target, source, format, dtype, check=False if unasked else check)
+    if on_report is not None:
+        on_report(dataclasses.replace(report, not_checked="nobody asked for it") if unasked else report)
     return target
 
 

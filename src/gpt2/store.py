@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -249,7 +249,12 @@ def list_models() -> list[str]:
 
 
 def add(
-    path: str | os.PathLike[str], name: str | None = None, *, replace: bool = False, folders: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    replace: bool = False,
+    folders: Sequence[str] = (),
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Copy a folder's files, or one file, into the store, atomically.
 
@@ -258,6 +263,7 @@ def add(
         name: what to call it; None takes the folder's name, or the file's without its suffix.
         replace: whether a model of that name may be replaced.
         folders: folders within it whose files are copied too; others are left out.
+        finish: called with the copy before it becomes the model; if it raises, nothing does.
 
     Raises:
         ModelNameError: not a name, or it is taken.
@@ -286,6 +292,8 @@ def add(
                 for entry in (source / folder).iterdir():
                     if entry.is_file():
                         shutil.copy2(entry, new / folder / entry.name)
+            if finish is not None:
+                finish(new)
     return target
 
 

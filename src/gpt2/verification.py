@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpt2 import checkpoints
-from gpt2.checkpoints import download, manifest
+from gpt2.checkpoints import manifest
 from gpt2.checkpoints.names import weights_sha256
 from gpt2.engines.registry import open_engine
 from gpt2.errors import ConfigError
@@ -31,8 +31,6 @@ class Verification:
     parameters: int
     manifest: bool
     """Whether every file has the hash that was written down beside it; false where nothing was written down."""
-    download: bool
-    """Whether every file has the hash that it came with; false where no download is remembered."""
     weights_sha256: str
     """Over all numbers as float32: the same for the same model in any format."""
     codec: bool
@@ -72,11 +70,10 @@ def verify(path: Path, reference: Path | None = None, *, tolerance: float = TOLE
     """
     format = checkpoints.detect(path)
     hashed = path.is_dir() and manifest.verify(path)
-    as_downloaded = path.is_dir() and download.verify(path)
     config, tensors = checkpoints.read(path)
     digest = weights_sha256(tensors)
     codec = checkpoints.codec_of(path, config.n_vocab)
-    found = Verification(str(path), format, config.num_parameters, hashed, as_downloaded, digest, codec is not None)
+    found = Verification(str(path), format, config.num_parameters, hashed, digest, codec is not None)
     if reference is None:
         return found
     other, tensors = checkpoints.read(reference)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gpt2 import checkpoints, store
 from gpt2.atomic import atomic_file, atomic_folder, locked
-from gpt2.checkpoints import huggingface, json_file, openai, tensor_file
+from gpt2.checkpoints import huggingface, json_file, manifest, openai, tensor_file
 from gpt2.checkpoints.transfer import Done, Progress, Settings, check_url, fetch
 from gpt2.codec import VOCAB_BPE_SHA256
 from gpt2.config import SIZES, GPT2Config, size_name
@@ -123,7 +123,7 @@ def download(
     with locked(parts / "lock"):
         if not force and is_here(spec):  # another process brought it while this one waited
             return target
-        known = {} if accept_new_hashes else _remembered(spec.name, spec.source)
+        known = {} if accept_new_hashes else _remembered(spec)
         hashes = {}
         for name, limit in spec.files.items():
             path = parts / name
@@ -144,6 +144,7 @@ def download(
                 for name in spec.files:
                     _link(parts / name, new / name)
                 _check_model(new, spec)
+                manifest.write(new, hashes)
         except IntegrityError:
             _forget(parts, spec)
             raise
@@ -201,7 +202,7 @@ def import_folder(
     target = store.folder_of(spec.name)
     if target.exists() and not force:
         raise DownloadError(f"{target}: is there already; replace it with --force")
-    known = {} if accept_new_hashes else _remembered(spec.name, spec.source)
+    known = {} if accept_new_hashes else _remembered(spec)
     hashes = {}
     with _new_model(target) as new:
         for name in spec.files:  # what is checked is the copy: the original may change meanwhile
@@ -211,28 +212,9 @@ def import_folder(
             _check_hash(done, pins.get(name), known.get(name))
             hashes[name] = done.sha256
         _check_model(new, spec)
+        manifest.write(new, hashes)
     _remember(spec, hashes)
     return target
-
-
-def verify(folder: Path) -> bool:
-    """Compare a downloaded model's files with the hashes remembered from when they came; False where there are none.
-
-    Raises:
-        IntegrityError: a file is another one now, or is missing.
-    """
-    if folder.resolve().parent != store.models_folder().resolve():
-        return False
-    hashes = _remembered(folder.name, checkpoints.detect(folder))
-    for file, expected in hashes.items():
-        if not (folder / file).is_file():
-            raise IntegrityError(f"{folder / file}: came with the download, but is not there")
-        found = sha256_of(folder / file)
-        if found != expected:
-            raise IntegrityError(
-                f"{folder / file}: expected SHA-256 {expected}, as when it was downloaded, found {found}"
-            )
-    return bool(hashes)
 
 
 def check_file(path: Path, spec: Spec) -> None:
@@ -315,7 +297,7 @@ def _check_hash(done: Done, pinned: str | None, known: str | None) -> None:
 @contextlib.contextmanager
 def _new_model(target: Path) -> Iterator[Path]:
     """An empty folder that becomes the model's when the block ends well: it appears whole or not at all."""
-    ours = {*openai.FILES, *huggingface.FILES}
+    ours = {*openai.FILES, *huggingface.FILES, manifest.NAME}
     try:
         with atomic_folder(target, replaceable=lambda old: {entry.name for entry in old.iterdir()} <= ours) as new:
             yield new
@@ -353,10 +335,10 @@ def _hashes_path() -> Path:
     return store.home() / "sha256.json"
 
 
-def _remembered(name: str, source: str) -> dict[str, str]:
+def _remembered(spec: Spec) -> dict[str, str]:
     path = _hashes_path()
     known = json_file.read_object(path) if path.is_file() else {}
-    entry = known.get(f"{name}/{source}", {})
+    entry = known.get(f"{spec.name}/{spec.source}", {})
     return {name: value for name, value in entry.items() if isinstance(value, str)} if isinstance(entry, dict) else {}
 
 

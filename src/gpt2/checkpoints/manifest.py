@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from gpt2.checkpoints.json_file import read_object
@@ -12,12 +13,18 @@ from gpt2.hashing import sha256_of
 NAME = "manifest.json"
 
 
-def write(folder: Path) -> None:
-    """List every file of a folder that is finished but for this."""
+def write(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
+    """List every file of a folder that is finished but for this, also those of folders within it.
+
+    Args:
+        folder: the folder.
+        hashes: of files that have been hashed already.
+    """
+    found = [entry for entry in sorted(folder.rglob("*")) if entry.is_file() and entry != folder / NAME]
+    names = {entry.relative_to(folder).as_posix(): entry for entry in found}
     files = {
-        entry.name: {"bytes": entry.stat().st_size, "sha256": sha256_of(entry)}
-        for entry in sorted(folder.iterdir())
-        if entry.is_file() and entry.name != NAME
+        name: {"bytes": entry.stat().st_size, "sha256": (hashes or {}).get(name) or sha256_of(entry)}
+        for name, entry in names.items()
     }
     (folder / NAME).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
 
@@ -35,7 +42,8 @@ def verify(folder: Path) -> bool:
         raise CheckpointFormatError(f"{folder / NAME}: expected an object of files, got {files!r:.80}")
     for name, entry in files.items():
         path = folder / name
-        if path.name != name or not path.is_file():
+        inside = not Path(name).is_absolute() and ".." not in Path(name).parts and "\\" not in name
+        if not inside or not path.is_file():
             raise CheckpointFormatError(f"{path}: named in {NAME}, but not there")
         size = path.stat().st_size
         if size != entry.get("bytes"):

@@ -69,9 +69,14 @@ def add(
     Files of a released model that are already at hand are imported by: gpt2 download 124M --from-folder FOLDER
     """
     from gpt2 import checkpoints, store
+    from gpt2.checkpoints import manifest
+
+    def hashed(copy: Path) -> None:
+        if not manifest.verify(copy):  # it has none of its own
+            manifest.write(copy)
 
     found = checkpoints.describe(path.expanduser())
-    added = store.add(path, name, folders=checkpoints.folders_of(found.format))
+    added = store.add(path, name, folders=checkpoints.folders_of(found.format), finish=hashed)
     typer.echo(f"{added.name}: {found.config.num_parameters:,} parameters, {found.format} format")
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
@@ -101,8 +106,7 @@ def verify(
         typer.echo(json.dumps(found.to_dict()))
     else:
         typer.echo(f"{found.path}: {found.format}, {found.parameters:,} parameters, all of them finite")
-        known = "as their manifest says" if found.manifest else "no manifest to compare with"
-        typer.echo("files: " + ("as they were downloaded" if found.download else known))
+        typer.echo("files: " + ("as their manifest says" if found.manifest else "no manifest to compare with"))
         typer.echo(f"vocabulary: {'sound' if found.codec else 'none'}")
         typer.echo(f"weights: SHA-256 {found.weights_sha256}")
         if found.reference is not None:
