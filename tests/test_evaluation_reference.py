@@ -19,7 +19,7 @@ import pytest
 from gpt2.codec import default_codec
 from gpt2.evaluation import TASKS, Options, evaluate, find_data
 from gpt2.evaluation.detokenisers import DETOKENISERS
-from gpt2.evaluation.readers import Document
+from gpt2.evaluation.readers import Choice, Document, schemas
 from gpt2.evaluation.scoring import Scorer, windows
 from gpt2.evaluation.work import work_for
 from gpt2.language_model import LanguageModel, open_model
@@ -205,7 +205,10 @@ tasks = Path(lm_eval.__file__).parent / "tasks"
 sources = {
     "hellaswag": ("hellaswag/hellaswag.yaml", "validation"),
     "lambada_openai": ("lambada/lambada_openai.yaml", "test"),
+    "lambada_standard": ("lambada/lambada_standard.yaml", "test"),
     "wikitext": ("wikitext/wikitext.yaml", "test"),
+    "winogrande": ("winogrande/default.yaml", "validation"),
+    "wsc273": ("wsc273/default.yaml", "test"),
 }
 for name, (path, split) in sources.items():
     data = {split: str(folder / f"{name}.jsonl")}
@@ -224,16 +227,32 @@ found = lm_eval.simple_evaluate(
     device="cpu", batch_size=3, bootstrap_iters=0, log_samples=True,
 )
 samples = {
-    name: [{"doc": sample["doc"], "target": sample["target"], "resps": sample["resps"]} for sample in rows]
+    name: [{key: sample[key] for key in ("doc", "target", "resps", "arguments")} for sample in rows]
     for name, rows in found["samples"].items()
 }
 (folder / "found.json").write_text(json.dumps({"results": found["results"], "samples": samples}, default=str))
 """
 
 
+def winograd_xml(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Rows as Hugging Face has them in the form of `WSCollection.xml`."""
+    found = []
+    for row in rows:
+        end = row["pronoun_loc"] + len(row["pronoun"])
+        parts = {"txt1": row["text"][: row["pronoun_loc"]], "pron": row["pronoun"], "txt2": row["text"][end:]}
+        text = "".join(f"<{name}>{part}</{name}>" for name, part in parts.items())
+        answers = "".join(f"<answer>{option}</answer>" for option in row["options"])
+        right = "AB"[row["label"]]
+        found.append(
+            f"<schema><text>{text}</text><answers>{answers}</answers><correctAnswer>{right}</correctAnswer></schema>"
+        )
+    path.write_text(f"<collection>{''.join(found)}</collection>", "utf-8")
+    return path
+
+
 @pytest.mark.skipif(not LM_EVAL, reason="GPT2_LM_EVAL does not name a Python with lm-eval")
 def test_figures_are_those_of_lm_eval(pair: Pair, tmp_path: Path) -> None:
-    """HellaSwag, LAMBADA and WikiText by lm-eval's own tasks and model, on the same weights and made-up rows."""
+    """HellaSwag, both LAMBADAs, WinoGrande, WSC273 and WikiText by lm-eval's tasks and model: same weights and rows."""
     rng = np.random.default_rng(6)
     words = STORY.split()
 
@@ -249,6 +268,20 @@ def test_figures_are_those_of_lm_eval(pair: Pair, tmp_path: Path) -> None:
             for n in range(12)
         ],
         "lambada_openai": [{"text": some(10, 40)} for _ in range(12)],
+        "lambada_standard": [{"text": f"{some(10, 40).lower()} ."} for _ in range(12)],
+        "winogrande": [
+            {
+                **{"sentence": f"{some(3, 20)} because _ {some(3, 9)} more.", "answer": str(1 + n % 2)},
+                **{"option1": "the king", "option2": some(1, 3).lower()},
+            }
+            for n in range(12)
+        ],
+        "wsc273": [
+            {"text": f"{start} because {pronoun} {some(3, 9)} more.", "pronoun": pronoun, "label": n % 2}
+            | {"pronoun_loc": len(start) + len(" because "), "options": ["The king", some(1, 3).lower()]}
+            for n, pronoun in enumerate(["he", "his"] * 6)
+            for start in [some(3, 20)]
+        ],
         "wikitext": [{"page": f" = {some(1, 3)} = \n \n {some(100, 300)} . \n {some(5, 50)} . \n"} for _ in range(4)],
     }
     for name, entries in rows.items():
@@ -272,10 +305,26 @@ def test_figures_are_those_of_lm_eval(pair: Pair, tmp_path: Path) -> None:
     for mine, sample in zip(ours.documents["log_likelihoods"], found["samples"]["hellaswag_here"], strict=True):
         np.testing.assert_allclose(mine, [float(response[0][0]) for response in sample["resps"]], atol=2e-3)
 
-    ours = evaluate(model, "lambada", tmp_path / "lambada_openai.jsonl", options=options)
-    theirs = results["lambada_openai_here"]
-    assert ours.metrics["last_word_accuracy"].value == pytest.approx(100 * theirs["acc"])
-    assert ours.metrics["last_word_perplexity"].value == pytest.approx(theirs["perplexity"], rel=1e-3)
+    for task, name in (("lambada", "lambada_openai"), ("lambada-standard", "lambada_standard")):
+        ours = evaluate(model, task, tmp_path / f"{name}.jsonl", options=options)
+        theirs = results[f"{name}_here"]
+        assert ours.metrics["last_word_accuracy"].value == pytest.approx(100 * theirs["acc"])
+        assert ours.metrics["last_word_perplexity"].value == pytest.approx(theirs["perplexity"], rel=1e-3)
+
+    # lm-eval reads WSC273 with two spaces behind the name: its delimiter and the text's. Otherwise the texts are ours,
+    # and so are the figures with its own texts.
+    samples = found["samples"]["wsc273_here"]
+    given = [Choice(tuple(map(tuple, sample["arguments"])), sample["doc"]["label"]) for sample in samples]
+    read = list(schemas(winograd_xml(tmp_path / "wsc273.xml", rows["wsc273"]), DETOKENISERS["none"]))
+    assert [Choice(tuple((context, f" {rest}") for context, rest in item.options), item.gold) for item in read] == given
+    for task, name in (
+        (TASKS["winogrande"], "winogrande"),
+        (dataclasses.replace(TASKS["winograd"], read=lambda path, _: iter(given)), "wsc273"),
+    ):
+        ours = evaluate(model, task, tmp_path / f"{name}.jsonl", options=options)
+        assert ours.metrics["accuracy"].value == pytest.approx(100 * results[f"{name}_here"]["acc"])
+        for mine, sample in zip(ours.documents["log_likelihoods"], found["samples"][f"{name}_here"], strict=True):
+            np.testing.assert_allclose(mine, [float(response[0][0]) for response in sample["resps"]], atol=2e-3)
 
     # lm-eval's own detokeniser, which cannot be undone, has made the texts: what is compared is windows and figures.
     texts = [sample["target"] for sample in found["samples"]["wikitext_here"]]
