@@ -11,6 +11,7 @@ import pytest
 
 import foreign
 from gpt2 import checkpoints, processes
+from gpt2.checkpoints import child
 from test_checkpoints import CONFIG, TENSORS
 
 SOURCE = Path(processes.__file__).parents[1]
@@ -82,9 +83,7 @@ def test_every_process_is_started_so() -> None:
 
 
 def test_arguments_and_exit_status() -> None:
-    command = processes.command("gpt2.checkpoints.child", "no.such.module", "path", "word")
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = child.run("gpt2.checkpoints.child", "no.such.module", "path", "word", seconds=60)
     assert done.returncode == 0, done.stderr
-    assert "No module named 'no'" in done.stdout
-    done = subprocess.run(processes.command("gpt2.checkpoints.child"), capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert b"No module named 'no'" in done.stdout
+    assert child.run("gpt2.checkpoints.child", seconds=60).returncode == 1
