@@ -625,9 +625,14 @@ def _origin(name: str, lines: Mapping[int, Mapping[str, Any]]) -> str:
         ("SHA-256 of the vocabulary", str(last.get("vocabulary_sha256", ""))),
         *((f"SHA-256 of the weights, step {step:,}", str(lines[step].get("weights_sha256", ""))) for step in lines),
     ]
+    return details(f"How {name} was made", rows)
+
+
+def details(title: str, rows: Sequence[tuple[str, Any]]) -> str:
+    """Facts under a title that unfolds them, as HTML: each a head and what it says."""
     body = "".join(f'<tr><th scope="row">{escape(head)}</th><td>{escape(cell)}</td></tr>\n' for head, cell in rows)
     return (
-        f"<details><summary>How {escape(name)} was made</summary>\n"
+        f"<details><summary>{escape(title)}</summary>\n"
         f'<div class="scroll"><table><tbody>\n{body}</tbody></table></div></details>\n'
     )
 

@@ -9,7 +9,7 @@ from gpt2.evaluation.paper import Line
 from gpt2.evaluation.run import Result, differing
 from gpt2.evaluation.statistics import Difference, Estimate
 from gpt2.evaluation.tasks import TASKS
-from gpt2.report import escape, page, table
+from gpt2.report import details, escape, page, table
 
 HEADS = ("task", "figure", "value", "95 % interval")
 PAPER_HEADS = ("paper's column", "paper", "ours", "difference", "what ours is")
@@ -132,9 +132,7 @@ def _trace(result: Result) -> str:
         ("when", f"{facts['started']}, {facts['seconds']:,} s"),
         ("command", " ".join(facts["command"])),
     ]
-    cells = "".join(f"<tr><th scope='row'>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in told)
-    title = f"{facts['title']}, {facts['model']['name']}"
-    return f"<details><summary>{escape(title)}</summary>\n<div class='scroll'><table>{cells}</table></div></details>\n"
+    return details(f"{facts['title']}, {facts['model']['name']}", told)
 
 
 def _interval(estimate: Estimate) -> str:
