@@ -12,15 +12,19 @@ its token came alone or in a long prompt, and whoever shares the call.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import mmap
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gpt2.compiled import compiled
@@ -35,11 +39,13 @@ LANES = 64
 """Numbers of a value that are summed together; a head size that is no multiple of it is filled up with zeros."""
 
 _F = np.float32
+_WIDTH = 16 if llvm.get_host_cpu_features().get("avx512f") else 8  # numbers of a vector register
 _SHARED_FROM = 4_000_000  # operations from which on it pays to wake another thread, about 0.15 ms
 _LINE = 16  # numbers between two prefetches: a cache line of float32, half of one of float16
 _AHEAD = 2  # heads between what is read and what is prefetched; without, attention at long context is half as fast
 _PARTS = 16  # partial sums of a sum of many numbers
-# Lengths of inner loops, and distances between what they read, are constants: else the compiler, which cannot prove
+# What is bound by arithmetic is written in LLVM's own terms, since the compiler keeps no array in registers. Elsewhere
+# lengths of inner loops, and distances between what they read, are constants: else the compiler, which cannot prove
 # that two arrays do not overlap, does not use vector registers.
 # The order of sums is ours, so nothing may be reassociated; fused multiply-adds are welcome. NaN comes out as NaN.
 _OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz"}, "error_model": "numpy", "nogil": True}
@@ -100,6 +106,17 @@ def _prefetch(context: Any, array: Any, at: Any) -> Any:
     return types.void(array, types.intp), code
 
 
+def _lanes(builder: Any, array: Any, at: Any, width: int) -> Any:
+    """`width` numbers from array[at] on, as float32."""
+    element = array.type.pointee
+    vector = builder.bitcast(builder.gep(array, [at]), ir.VectorType(element, width).as_pointer())
+    lanes = builder.load(vector, align=4 if element == ir.FloatType() else 2)
+    if element == ir.FloatType():
+        return lanes
+    halves = builder.bitcast(lanes, ir.VectorType(ir.HalfType(), width))
+    return builder.fpext(halves, ir.VectorType(ir.FloatType(), width))
+
+
 @numba.njit(inline="always")
 def exp(x: Any) -> Any:
     """exp of x <= 0, within 2 units in the last place; below -87 it is exp(-87), which is 0 beside 1.
@@ -132,48 +149,63 @@ def _score(query: Any, keys: Any, at: int, scores: Any) -> None:
         for p in range(BLOCK):
             k0, k1 = _load(k[p]), _load(k[BLOCK + p])
             k2, k3 = _load(k[2 * BLOCK + p]), _load(k[3 * BLOCK + p])
-            scores[p] += (q0 * k0 + q1 * k1) + (q2 * k2 + q3 * k3)
+            scores[p] = (((scores[p] + q0 * k0) + q1 * k1) + q2 * k2) + q3 * k3
 
 
-@_compiled
-def _score_four(queries: Any, keys: Any, at: int, scores: Any) -> None:
-    """As `_score` for four queries (4, D), which share the reading of the keys: scores (4 * BLOCK,)."""
-    a, b, c, e = queries[0], queries[1], queries[2], queries[3]
-    for p in range(4 * BLOCK):
-        scores[p] = _F(0)
-    for d in range(0, len(a), 4):
-        a0, a1, a2, a3 = a[d], a[d + 1], a[d + 2], a[d + 3]
-        b0, b1, b2, b3 = b[d], b[d + 1], b[d + 2], b[d + 3]
-        c0, c1, c2, c3 = c[d], c[d + 1], c[d + 2], c[d + 3]
-        e0, e1, e2, e3 = e[d], e[d + 1], e[d + 2], e[d + 3]
-        k = keys[at + d * BLOCK : at + (d + 4) * BLOCK]
-        for p in range(BLOCK):
-            k0, k1 = _load(k[p]), _load(k[BLOCK + p])
-            k2, k3 = _load(k[2 * BLOCK + p]), _load(k[3 * BLOCK + p])
-            scores[p] += (a0 * k0 + a1 * k1) + (a2 * k2 + a3 * k3)
-            scores[BLOCK + p] += (b0 * k0 + b1 * k1) + (b2 * k2 + b3 * k3)
-            scores[2 * BLOCK + p] += (c0 * k0 + c1 * k1) + (c2 * k2 + c3 * k3)
-            scores[3 * BLOCK + p] += (e0 * k0 + e1 * k1) + (e2 * k2 + e3 * k3)
+def _folded(builder: Any, array: Any, count: Any, start: float, fold: Callable[[Any, Any, Any], Any]) -> Any:
+    """All of `count` numbers folded into one, every `_PARTS`th by itself first; count is a multiple of `_PARTS`."""
+    kind = ir.VectorType(ir.FloatType(), _PARTS)
+    place = cgutils.alloca_once_value(builder, ir.Constant(kind, [start] * _PARTS))
+    with cgutils.for_range(builder, builder.udiv(count, count.type(_PARTS))) as loop:
+        lanes = _lanes(builder, array, builder.mul(loop.index, loop.index.type(_PARTS)), _PARTS)
+        builder.store(fold(builder, builder.load(place), lanes), place)
+    parts = builder.load(place)
+    half = _PARTS // 2
+    while half:  # the upper half onto the lower one, until one is left
+        moved = ir.Constant(ir.VectorType(ir.IntType(32), _PARTS), [(n + half) % _PARTS for n in range(_PARTS)])
+        parts = fold(builder, parts, builder.shuffle_vector(parts, parts, moved))
+        half //= 2
+    return builder.extract_element(parts, ir.IntType(32)(0))
+
+
+@intrinsic
+def _largest(context: Any, x: Any) -> Any:
+    """The largest of a multiple of `_PARTS` numbers."""
+
+    def larger(builder: Any, a: Any, b: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = target.make_array(signature.args[0])(target, builder, arguments[0])
+        return _folded(builder, array.data, array.nitems, -math.inf, larger)
+
+    return types.float32(x), code
+
+
+@intrinsic
+def _sum(context: Any, x: Any) -> Any:
+    """The sum of a multiple of `_PARTS` numbers."""
+
+    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array = target.make_array(signature.args[0])(target, builder, arguments[0])
+        return _folded(builder, array.data, array.nitems, 0.0, lambda builder, a, b: builder.fadd(a, b))
+
+    return types.float32(x), code
 
 
 @_compiled
 def _softmax(scores: Any, n: int) -> Any:
     """exp(scores - max) of the first n, zero for the rest, in place; and the factor that makes their sum 1."""
-    peak = scores[0]
-    for p in range(1, n):
-        peak = max(peak, scores[p])
-    for p in range(n):
-        scores[p] = exp(scores[p] - peak)
+    for p in range(n, scores.shape[0]):
+        scores[p] = _F(-np.inf)
+    peak = _largest(scores)
+    for first in range(0, n, BLOCK):  # whole blocks, since what is left over would be done one by one
+        part = scores[first : first + BLOCK]
+        for p in range(BLOCK):
+            part[p] = exp(part[p] - peak)
     for p in range(n, scores.shape[0]):
         scores[p] = _F(0)
-    sums = np.zeros(_PARTS, np.float32)
-    for first in range(0, scores.shape[0], _PARTS):
-        for lane in range(_PARTS):
-            sums[lane] += scores[first + lane]
-    total = _F(0)
-    for lane in range(_PARTS):
-        total += sums[lane]
-    return _F(1) / total
+    return _F(1) / _sum(scores)
 
 
 @_compiled
@@ -187,26 +219,62 @@ def _gather(w: Any, values: Any, at: int, n: int, out: Any) -> None:
         for d in range(LANES):
             v0, v1 = _load(v[d]), _load(v[LANES + d])
             v2, v3 = _load(v[2 * LANES + d]), _load(v[3 * LANES + d])
-            out[d] += (w0 * v0 + w1 * v1) + (w2 * v2 + w3 * v3)
+            out[d] = (((out[d] + w0 * v0) + w1 * v1) + w2 * v2) + w3 * v3
 
 
-@_compiled
-def _gather_four(w: Any, values: Any, at: int, n: int, out: Any) -> None:
-    """As `_gather` for four queries: weights (4 * BLOCK,), out (4 * LANES,)."""
-    a, b, c, e = w[:BLOCK], w[BLOCK : 2 * BLOCK], w[2 * BLOCK : 3 * BLOCK], w[3 * BLOCK :]
-    for p in range(0, n, 4):
-        a0, a1, a2, a3 = a[p], a[p + 1], a[p + 2], a[p + 3]
-        b0, b1, b2, b3 = b[p], b[p + 1], b[p + 2], b[p + 3]
-        c0, c1, c2, c3 = c[p], c[p + 1], c[p + 2], c[p + 3]
-        e0, e1, e2, e3 = e[p], e[p + 1], e[p + 2], e[p + 3]
-        v = values[at + p * LANES : at + (p + 4) * LANES]
-        for d in range(LANES):
-            v0, v1 = _load(v[d]), _load(v[LANES + d])
-            v2, v3 = _load(v[2 * LANES + d]), _load(v[3 * LANES + d])
-            out[d] += (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-            out[LANES + d] += (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
-            out[2 * LANES + d] += (c0 * v0 + c1 * v1) + (c2 * v2 + c3 * v3)
-            out[3 * LANES + d] += (e0 * v0 + e1 * v1) + (e2 * v2 + e3 * v3)
+def _product_of_four(columns: int, *, add: bool) -> Any:
+    """A function for four rows at once: x (4, N) times a matrix (N, columns), whose sums stay in registers.
+
+    It takes x, where its first row begins and how far apart its rows are; the matrix, a part of the cache, where it
+    begins, and N; out (4, columns), where that begins, and how far apart its rows are. To sums that are there the
+    products are added one by one, in the order of N, as `_score` and `_gather` do it.
+    """
+    vector = ir.VectorType(ir.FloatType(), _WIDTH)
+    first_lane = ir.Constant(ir.VectorType(ir.IntType(32), _WIDTH), None)
+
+    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        x, x_row, matrix, n, out, out_row = (arguments[place] for place in (0, 2, 3, 5, 6, 8))
+        kinds, number = signature.args, x_row.type
+
+        def begin(array: int) -> Any:
+            data = target.make_array(kinds[array])(target, builder, arguments[array]).data
+            return builder.gep(data, [arguments[array + 1]])
+
+        x, matrix, out = begin(0), begin(3), begin(6)
+        for column in range(0, columns, 2 * _WIDTH):
+            both = [column, column + _WIDTH]
+            places = [[builder.add(builder.mul(out_row, number(i)), number(c)) for c in both] for i in range(4)]
+            sums = [[cgutils.alloca_once(builder, vector) for _ in both] for _ in range(4)]
+            for i, half in itertools.product(range(4), range(2)):
+                start = _lanes(builder, out, places[i][half], _WIDTH) if add else ir.Constant(vector, None)
+                builder.store(start, sums[i][half])
+            with cgutils.for_range(builder, n) as loop:
+                row = builder.mul(loop.index, number(columns))
+                parts = [_lanes(builder, matrix, builder.add(row, number(c)), _WIDTH) for c in both]
+                for i in range(4):
+                    one = builder.load(builder.gep(x, [builder.add(builder.mul(x_row, number(i)), loop.index)]))
+                    one = builder.insert_element(ir.Constant(vector, ir.Undefined), one, ir.IntType(32)(0))
+                    one = builder.shuffle_vector(one, one, first_lane)
+                    for part, place in zip(parts, sums[i], strict=True):
+                        product = builder.fmul(one, part, flags=("contract",))
+                        builder.store(builder.fadd(builder.load(place), product, flags=("contract",)), place)
+            for i, half in itertools.product(range(4), range(2)):
+                to = builder.bitcast(builder.gep(out, [places[i][half]]), vector.as_pointer())
+                builder.store(builder.load(sums[i][half]), to, align=4)
+        return target.get_dummy_value()
+
+    @intrinsic
+    def product(
+        context: Any, x: Any, x_at: Any, x_row: Any, matrix: Any, at: Any, n: Any, out: Any, out_at: Any, out_row: Any
+    ) -> Any:
+        number = types.intp
+        return types.void(x, number, number, matrix, number, number, out, number, number), code
+
+    return product
+
+
+_score_four = _product_of_four(BLOCK, add=False)
+_gather_four = _product_of_four(LANES, add=True)
 
 
 @_compiled
@@ -221,51 +289,44 @@ def _attend(
     blocks = (past + count + BLOCK - 1) // BLOCK
     # One axis, and places in it: slices of several axes cost more here than what is done with them.
     flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
-    queries = np.zeros((heads * count, width), np.float32)
-    scores = np.empty(heads * blocks * count * BLOCK, np.float32)  # (heads, blocks, count, BLOCK)
+    length = blocks * BLOCK
+    queries = np.zeros(heads * count * width, np.float32)  # (heads, count, width)
+    scores = np.empty(heads * count * length, np.float32)  # (heads, count, length)
     y = np.zeros(heads * groups * count * LANES, np.float32)  # (heads, groups, count, LANES)
-    row = np.empty(blocks * BLOCK, np.float32)
     factors = np.empty(heads * count, np.float32)
     fours = count - count % 4
     for h in range(heads):
         for i in range(count):
             for d in range(D):
-                queries[h * count + i, d] = qkv[first + i, (begin + h) * D + d] * scale
+                queries[(h * count + i) * width + d] = qkv[first + i, (begin + h) * D + d] * scale
     for j in range(blocks):  # heads inside: a block of all heads lies together in memory
         for h in range(heads):
             block = (np.int64(table[j]) * H + begin + h) * width * BLOCK
-            s = (h * blocks + j) * count * BLOCK
             for i in range(0, fours, 4):
-                q = queries[h * count + i : h * count + i + 4]
-                _score_four(q, flat_keys, block, scores[s + i * BLOCK : s + (i + 4) * BLOCK])
+                n = h * count + i
+                at = n * length + j * BLOCK
+                _score_four(queries, n * width, width, flat_keys, block, width, scores, at, length)
             for i in range(fours, count):
-                _score(queries[h * count + i], flat_keys, block, scores[s + i * BLOCK : s + (i + 1) * BLOCK])
+                n = h * count + i
+                at = n * length + j * BLOCK
+                _score(queries[n * width : (n + 1) * width], flat_keys, block, scores[at : at + BLOCK])
     for h in range(heads):
-        s = h * blocks * count * BLOCK
-        if count == 1:
-            factors[h] = _softmax(scores[s : s + blocks * BLOCK], past + 1)
-            continue
         for i in range(count):
-            for j in range(blocks):
-                at = s + (j * count + i) * BLOCK
-                row[j * BLOCK : (j + 1) * BLOCK] = scores[at : at + BLOCK]
-            factors[h * count + i] = _softmax(row, past + i + 1)
-            for j in range(blocks):
-                at = s + (j * count + i) * BLOCK
-                scores[at : at + BLOCK] = row[j * BLOCK : (j + 1) * BLOCK]
+            n = h * count + i
+            factors[n] = _softmax(scores[n * length : (n + 1) * length], past + i + 1)
     for j in range(blocks):
-        n = min(past + count - j * BLOCK, BLOCK)  # what a query may not see has the weight 0
+        seen = min(past + count - j * BLOCK, BLOCK)  # what a query may not see has the weight 0
         for h in range(heads):
-            s = (h * blocks + j) * count * BLOCK
             for g in range(groups):
                 block = ((np.int64(table[j]) * H + begin + h) * groups + g) * BLOCK * LANES
                 o = (h * groups + g) * count * LANES
                 for i in range(0, fours, 4):
-                    w = scores[s + i * BLOCK : s + (i + 4) * BLOCK]
-                    _gather_four(w, flat_values, block, n, y[o + i * LANES : o + (i + 4) * LANES])
+                    at = (h * count + i) * length + j * BLOCK
+                    _gather_four(scores, at, length, flat_values, block, seen, y, o + i * LANES, LANES)
                 for i in range(fours, count):
-                    w = scores[s + i * BLOCK : s + (i + 1) * BLOCK]
-                    _gather(w, flat_values, block, n, y[o + i * LANES : o + (i + 1) * LANES])
+                    at = (h * count + i) * length + j * BLOCK
+                    w = scores[at : at + BLOCK]
+                    _gather(w, flat_values, block, seen, y[o + i * LANES : o + (i + 1) * LANES])
     for h in range(heads):
         for i in range(count):
             for d in range(D):
