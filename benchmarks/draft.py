@@ -36,9 +36,9 @@ class Forced:
         self.name, self.precision, self.config, self.exact = "forced", engine.precision, engine.config, True
         self.steps = 0
 
-    def new_cache(self, rows: int) -> Cache:
+    def new_cache(self, rows: int, *, keep: bool = True) -> Cache:
         """As the engine's."""
-        return self.engine.new_cache(rows)
+        return self.engine.new_cache(rows, keep=keep)
 
     def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
         """As the engine's, for one row."""

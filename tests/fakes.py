@@ -46,7 +46,7 @@ class FakeEngine:
         self.function = function or (lambda tokens: np.random.default_rng(tokens).normal(0, 2, n_vocab))
         self.fed: list[list[int]] = []
 
-    def new_cache(self, rows: int) -> FakeCache:
+    def new_cache(self, rows: int, *, keep: bool = True) -> FakeCache:
         return FakeCache([[] for _ in range(rows)])
 
     def feed(self, cache: FakeCache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:

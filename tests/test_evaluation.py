@@ -245,6 +245,21 @@ def test_the_engines_agree(tiny: Path, precision: str) -> None:
             np.testing.assert_allclose(one.log_probabilities, two.log_probabilities, atol=2e-5)
 
 
+def test_memory_does_not_grow_with_the_requests(tiny: Path) -> None:
+    """The engine's cache is given back after each batch, not kept until it is full."""
+    from gpt2.engines.litert import LiteRTEngine
+    from gpt2.language_model import open_model
+
+    engine = open_model(tiny, engine="litert").engine
+    assert isinstance(engine, LiteRTEngine)
+    used = []
+    for seed in range(4):
+        requests = [Request(list(np.random.default_rng(seed).integers(0, 200, 40)), [[1, 2], [3]])]
+        list(Scorer(engine).score(requests * 2))
+        used.append(int(engine.pool.keys.any(axis=(0, 2, 3, 4)).sum()))
+    assert used == used[:1] * 4
+
+
 # Detokenisers
 
 EXAMPLES = [

@@ -204,6 +204,25 @@ def test_what_was_computed_once_is_taken_over(
     assert fed[-1] == [len(other)]  # the same tokens behind another beginning are not the same
 
 
+def test_what_is_not_kept_makes_room_at_once(engines: dict[str, LiteRTEngine], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LiteRTEngine(engines["float32"].folder)
+
+    def used() -> int:
+        return int(engine.pool.keys.any(axis=(0, 2, 3, 4)).sum())
+
+    for n in range(4):
+        engine.feed(engine.new_cache(2, keep=False).select([0, 1]), ids(n, 2, 2 * BLOCK + 5).tolist())
+    assert used() == 6  # the same ones every time
+    fed = []
+    run = engine._run
+    monkeypatch.setattr(engine, "_run", lambda work: fed.append([len(part.tokens) for part in work]) or run(work))
+    tokens = ids(9, 2 * BLOCK + 5).tolist()
+    wanted = [engine.feed(engine.new_cache(1, keep=keep), [tokens])[0] for keep in (False, True, False)]
+    assert fed == [[len(tokens)], [len(tokens)], [5]]  # not found behind the first; found, where another one kept it
+    np.testing.assert_array_equal(wanted[0], wanted[1])
+    np.testing.assert_array_equal(wanted[0], wanted[2])
+
+
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 def test_scan_shows_the_bits_that_feed_gives(engines: dict[str, LiteRTEngine], precision: str) -> None:
     """Whatever is left out of the last layer and the head, and however rows, chunks and groups of positions fall."""
@@ -272,7 +291,7 @@ def test_pool_keeps_count(moves: list[tuple[int, int]]) -> None:
     rows: list[Row] = []
     for kind, number in moves:
         if kind == 0:
-            rows.append(Row(pool))
+            rows.append(Row(pool, keep=number % 2 == 0))
         elif rows and kind == 1:
             row = rows[number % len(rows)]
             tokens = [number % 5] * number
@@ -291,7 +310,7 @@ def test_pool_keeps_count(moves: list[tuple[int, int]]) -> None:
         assert pool.available == 12 - len(used)
         for row in rows:
             assert len(row.blocks) == -(-len(row.tokens) // BLOCK)
-            assert len(row.names) == len(row.tokens) // BLOCK
+            assert len(row.names) == len(row.tokens) // BLOCK or not row.keep
     for row in rows:
         row.truncate(0)
     assert pool.available == 12

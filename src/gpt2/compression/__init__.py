@@ -247,7 +247,7 @@ def _encode(engine: Engine, codec: Codec, told: _Told, rows: Sequence[Sequence[i
     """Code each row of tokens by itself."""
     encoders = [RangeEncoder() for _ in rows]
     intervals = Intervals(engine.config.n_vocab)
-    cache = engine.new_cache(len(rows))
+    cache = engine.new_cache(len(rows), keep=False)
     fed = [[_start(codec), *row[:-1]] for row in rows]
     longest = max(map(len, rows))
     # An engine that is not exact must be fed as it will be on the way back.
@@ -266,7 +266,7 @@ def _decode(engine: Engine, codec: Codec, told: _Told, streams: Sequence[Stream]
     """The tokens of each stream."""
     decoders = [RangeDecoder(stream.coded) for stream in streams]
     intervals = Intervals(engine.config.n_vocab)
-    cache = engine.new_cache(len(streams))
+    cache = engine.new_cache(len(streams), keep=False)
     fed = [[_start(codec)] for _ in streams]
     longest = max(stream.tokens for stream in streams)
     for first, last, again in _feeds(longest, engine.config.n_ctx, 1):

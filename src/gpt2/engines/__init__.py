@@ -52,8 +52,14 @@ class Engine(Protocol):
     def weights_sha256(self) -> str:
         """Of the weights before they were rounded to a precision; see `gpt2.checkpoints.names.weights_sha256`."""
 
-    def new_cache(self, rows: int) -> Cache:
-        """An empty cache of `rows` rows."""
+    def new_cache(self, rows: int, *, keep: bool = True) -> Cache:
+        """An empty cache of `rows` rows.
+
+        Args:
+            rows: how many.
+            keep: what is computed for them may be found by later rows that begin alike, as long as there is memory. An
+                engine need not do so. Without, their memory is used again at once: less of it, and sooner at hand.
+        """
 
     def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
         """Add tokens to rows of a cache and give the logits of what follows.

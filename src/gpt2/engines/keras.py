@@ -110,8 +110,8 @@ class KerasEngine:
         """Of the network's numbers as they are now; a second for each billion of them."""
         return weights_sha256(self.network.arrays())
 
-    def new_cache(self, rows: int) -> KVCache:
-        """An empty cache of `rows` rows."""
+    def new_cache(self, rows: int, *, keep: bool = True) -> KVCache:
+        """An empty cache of `rows` rows, which never outlives them."""
         return KVCache(self.config, rows)
 
     def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:

@@ -70,9 +70,9 @@ class LiteRTEngine:
         self.pool = Pool(self.config, _pool_blocks(self.config, dtype, cache_bytes), dtype)
         self._lock = threading.Lock()
 
-    def new_cache(self, rows: int) -> PagedCache:
-        """An empty cache of `rows` rows."""
-        return PagedCache([Row(self.pool) for _ in range(rows)])
+    def new_cache(self, rows: int, *, keep: bool = True) -> PagedCache:
+        """An empty cache of `rows` rows; see `Engine.new_cache`."""
+        return PagedCache([Row(self.pool, keep=keep) for _ in range(rows)])
 
     def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
         """Add tokens to rows of a cache and give the logits of what follows; see `Engine.feed`.

@@ -96,17 +96,22 @@ class Pool:
 
 
 class Row:
-    """The blocks of one row of tokens."""
+    """The blocks of one row of tokens.
 
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+    Args:
+        pool: where they are from.
+        keep: let its full blocks stay and be found when it is gone; else they are the first to be used again.
+    """
+
+    def __init__(self, pool: Pool, *, keep: bool = True) -> None:
+        self.pool, self.keep = pool, keep
         self.tokens: list[int] = []
         self.blocks: list[int] = []
         self.names: list[bytes] = []  # of the full blocks
 
     def copy(self) -> Row:
         """A row with the same tokens, in the same blocks."""
-        row = Row(self.pool)
+        row = Row(self.pool, keep=self.keep)
         row.tokens, row.names = self.tokens.copy(), self.names.copy()
         row.blocks = [self.pool.share(block) for block in self.blocks]
         return row
@@ -141,7 +146,7 @@ class Row:
     def append(self, tokens: Sequence[int]) -> None:
         """Note tokens whose keys and values have been written."""
         self.tokens += tokens
-        while (len(self.names) + 1) * BLOCK <= len(self.tokens):
+        while self.keep and (len(self.names) + 1) * BLOCK <= len(self.tokens):
             n = len(self.names)
             name = self._name(self.tokens[n * BLOCK : (n + 1) * BLOCK])
             self.pool.name(self.blocks[n], name)

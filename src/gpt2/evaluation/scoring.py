@@ -155,12 +155,12 @@ class Scorer:
         shared = [n for n, (request, _) in enumerate(batch) if len(request.continuations) != 1]
         found: dict[tuple[int, int], Scores] = {}
         if alone:
-            cache = self.engine.new_cache(len(alone))
+            cache = self.engine.new_cache(len(alone), keep=False)
             heads = [batch[n][0].context for n in alone]
             self._scan(cache, batch, [(n, 0) for n in alone], heads, found)
         if shared:
             contexts = [batch[n][0].context for n in shared]
-            cache = self.engine.new_cache(len(shared))
+            cache = self.engine.new_cache(len(shared), keep=False)
             if any(len(context) > 1 for context in contexts):
                 nothing = [np.empty(0, np.int64)] * len(shared)
                 self.engine.scan(cache, [context[:-1] for context in contexts], nothing, _ignore)
