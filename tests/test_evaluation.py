@@ -365,13 +365,23 @@ def test_winograd_in_each_format(tmp_path: Path) -> None:
     start = "The cup fell off the shelf because the "
     rows = {"context_options": [start + "cup", start + "shelf"], "continuation": "was not level.", "gold": 1}
     blank = {"sentence": start.removesuffix("the ") + "_ was not level.", "option1": "the cup", "option2": "the shelf"}
+    text = start.removesuffix("the ") + "it was not level."
+    pronoun = {"text": text, "pronoun": "it", "pronoun_loc": text.index("it was"), "label": 1}
     his = xml.replace("<pron>it<", "<pron>his<").replace("was not", "edge was not")
     (item,) = readers.schemas(write(tmp_path / "his.xml", his), NONE)
     assert item.options[0] == ("The cup fell off the shelf because the cup's", " edge was not level.")
+    row = {
+        **pronoun,
+        "text": text.replace("it was", "his edge was"),
+        "pronoun": "his",
+        "options": ["The cup", "The shelf"],
+    }
+    assert list(readers.schemas(write(tmp_path / "his.jsonl", [row]), NONE)) == [item]
     paths = [
         write(tmp_path / "a.jsonl", [rows]),
         write(tmp_path / "b.xml", xml),
         write(tmp_path / "c.jsonl", [{**blank, "answer": "2"}]),
+        write(tmp_path / "e.jsonl", [{**pronoun, "options": ["The cup", "The shelf"]}]),
         write(
             tmp_path / "d.txt",
             "The cup fell off the shelf because [MASK] was not level.\n[MASK]\n The cup ,The shelf\nThe shelf \n\n",
@@ -574,7 +584,18 @@ def test_a_set_is_found_by_the_folders_that_it_lies_in(
         (readers.endings, "x.jsonl", "{", "line 1: expected a JSON object"),
         (readers.endings, "x.jsonl", "[1]", "row 1: expected a JSON object"),
         (readers.endings, "x.txt", "a\n1\nb\n", "expected blocks of 6 lines, got 3"),
-        (readers.schemas, "x.jsonl", '{"a": 1}', "expected context_options, or sentence, option1 and option2, got a"),
+        (
+            readers.schemas,
+            "x.jsonl",
+            '{"a": 1}',
+            "expected context_options, or sentence, option1 and option2, or text, pronoun, .* got a",
+        ),
+        (
+            readers.schemas,
+            "x.jsonl",
+            '{"text": "It fell.", "pronoun": "it", "pronoun_loc": 0, "options": ["a", "b"], "label": 0}',
+            "row 1: expected 'it' from place 0 on, got 'It fell.'",
+        ),
         (readers.schemas, "x.xml", "<!DOCTYPE x []><x/>", "expected XML without a document type"),
         (readers.schemas, "x.xml", "<x", "expected XML"),
         (readers.schemas, "x.txt", "a\nb\n\n", "line 3: expected a sentence, a mark, two names and the answer"),

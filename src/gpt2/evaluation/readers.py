@@ -268,7 +268,7 @@ def _ending_blocks(path: Path) -> Iterator[Choice]:
 
 
 def schemas(path: Path, _: Detokeniser) -> Iterator[Choice]:
-    """Winograd and WinoGrande: rows of `context_options`, rows with a blank, blocks of five lines, or the XML file."""
+    """Winograd and WinoGrande: rows of contexts, with a blank or a pronoun, blocks of five lines, or the XML file."""
     if path.suffix == ".xml":
         yield from _schema_xml(path)
     elif not _is_rows(path):
@@ -283,10 +283,12 @@ def schemas(path: Path, _: Detokeniser) -> Iterator[Choice]:
                 names = [_field(path, number, row, f"option{n}", str) for n in (1, 2)]
                 label = {"1": 0, "2": 1}.get(str(row.get("answer")), row.get("answer"))
                 yield _schema(path, number, _field(path, number, row, "sentence", str), "_", names, label)
+            elif "pronoun_loc" in row:
+                yield _schema_row(path, number, row)
             else:
                 raise EvaluationError(
-                    f"{path}: row {number}: expected context_options, or sentence, option1 and option2, "
-                    f"got {_keys(row)}"
+                    f"{path}: row {number}: expected context_options, or sentence, option1 and option2, or text, "
+                    f"pronoun, pronoun_loc and options, got {_keys(row)}"
                 )
 
 
@@ -302,6 +304,18 @@ def _schema_blocks(path: Path) -> Iterator[Choice]:
             options = [name.strip() for name in names.split(",")]
             yield _schema(path, number, sentence, mark, options, _same(options, answer))
             block = []
+
+
+def _schema_row(path: Path, number: int, row: Mapping[str, Any]) -> Choice:
+    """A row of Hugging Face's WSC273: a text, where its pronoun begins, and whom that may mean."""
+    text, pronoun = (_field(path, number, row, key, str) for key in ("text", "pronoun"))
+    first = _field(path, number, row, "pronoun_loc", int)
+    if not 0 <= first <= len(text) or not text.startswith(pronoun, first):
+        raise EvaluationError(f"{path}: row {number}: expected {pronoun!r:.40} from place {first} on, got {text!r:.60}")
+    names = [
+        str(option) + "'s" * (pronoun.lower() in _POSSESSIVES) for option in _field(path, number, row, "options", list)
+    ]
+    return _schema(path, number, f"{text[:first]}\0{text[first + len(pronoun) :]}", "\0", names, row.get("label"))
 
 
 def _schema_xml(path: Path) -> Iterator[Choice]:
