@@ -210,7 +210,7 @@ class _Work:
 
     def _watch_parent(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            while sys.stdin.buffer.read(1):
+            while os.read(sys.stdin.fileno(), 1):  # not by sys.stdin, which is locked meanwhile: Python cannot end then
                 pass
         self.stop.set()
 
