@@ -16,7 +16,9 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,11 +49,11 @@ class Found(NamedTuple):
 class Loop:
     """transformers and torch, float32, one document at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int = THREADS) -> None:
         import torch
         import transformers
 
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(threads)
         self.torch = torch
         self.model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
         self.n_ctx = self.model.config.n_positions
@@ -114,75 +116,123 @@ def detokenised(path: Path, name: str) -> tuple[str, str]:
     return "".join(DETOKENISERS[name].detokenise(line) + "\n" for line in lines), original
 
 
-def percent(hits: Sequence[bool]) -> float:
-    """How many of all, in percent."""
-    return 100 * sum(hits) / len(hits)
+class Item(NamedTuple):
+    """What the loop says of an item."""
+
+    sums: list[float]
+    """Log-likelihoods of the options."""
+    tokens: int
+    """As `Found.tokens`."""
+    right: list[bool]
+    """By each way of choosing."""
+    last: float = 0.0
+    """The log-probability of the last token."""
 
 
-def hellaswag(loop: Loop, path: Path, limit: int | None) -> Found:
+def percent(items: Sequence[Item], way: int) -> float:
+    """How many are right, in percent."""
+    return 100 * sum(item.right[way] for item in items) / len(items)
+
+
+def hellaswag_items(path: Path) -> Iterator[list[str]]:
     """Blocks of six lines: context, the right ending's number, four endings."""
     lines = path.read_text("utf-8").split("\n")
-    sums, tokens, right, right_norm = [], [], [], []
-    for n in range(0, min(len(lines) // 6, limit or len(lines)) * 6, 6):
-        context, label, *endings = lines[n : n + 6]
-        values = [sum(found) for found in loop.behind(context, [" " + ending for ending in endings])]
-        sums.append(values)
-        tokens.append(len(loop.encode(" " + max(endings, key=len))))
-        right.append(int(np.argmax(values)) == int(label))
-        each = [value / len(ending) for value, ending in zip(values, endings, strict=True)]
-        right_norm.append(int(np.argmax(each)) == int(label))
-    return Found({"accuracy": percent(right), "accuracy_norm": percent(right_norm)}, sums, tokens)
+    for n in range(0, len(lines) // 6 * 6, 6):
+        yield lines[n : n + 6]
 
 
-def lambada(loop: Loop, path: Path, limit: int | None) -> Found:
-    """Lines with a text, whose last word is scored; who is right is asked of the tokens before it, one by one."""
-    sums, tokens, last, right, right_last = [], [], [], [], []
-    for line in itertools.islice(path.open(encoding="utf-8"), limit):
-        context, word = json.loads(line)["text"].rsplit(" ", 1)
-        before, wanted = loop.encode(context), loop.encode(" " + word)
-        found = loop.logits(loop.torch.tensor([[*before, *wanted[:-1]]]), len(before) - 1)[0]
-        values = [float(found[place, token]) for place, token in enumerate(wanted)]
-        best = found.argmax(-1).tolist()
-        sums.append([sum(values)])
-        tokens.append(len(wanted))
-        last.append(values[-1])
-        right.append(best == wanted)
-        right_last.append(best[-1] == wanted[-1])
-    figures = {
-        "last_token_accuracy": percent(right_last),
-        "last_token_perplexity": math.exp(-sum(last) / len(last)),
-        "last_word_accuracy": percent(right),
-        "last_word_perplexity": math.exp(-sum(value for (value,) in sums) / len(sums)),
+def hellaswag_item(loop: Loop, item: list[str]) -> Item:
+    """Which ending is right, by its log-likelihood and by that of a character."""
+    context, label, *endings = item
+    values = [sum(found) for found in loop.behind(context, [" " + ending for ending in endings])]
+    each = [value / len(ending) for value, ending in zip(values, endings, strict=True)]
+    right = [int(np.argmax(values)) == int(label), int(np.argmax(each)) == int(label)]
+    return Item(values, len(loop.encode(" " + max(endings, key=len))), right)
+
+
+def hellaswag(items: Sequence[Item]) -> dict[str, float]:
+    """The figures."""
+    return {"accuracy": percent(items, 0), "accuracy_norm": percent(items, 1)}
+
+
+def lambada_item(loop: Loop, line: str) -> Item:
+    """The last word of a text; who is right is asked of the tokens before it, one by one."""
+    context, word = json.loads(line)["text"].rsplit(" ", 1)
+    before, wanted = loop.encode(context), loop.encode(" " + word)
+    found = loop.logits(loop.torch.tensor([[*before, *wanted[:-1]]]), len(before) - 1)[0]
+    values = [float(found[place, token]) for place, token in enumerate(wanted)]
+    best = found.argmax(-1).tolist()
+    return Item([sum(values)], len(wanted), [best[-1] == wanted[-1], best == wanted], values[-1])
+
+
+def lambada(items: Sequence[Item]) -> dict[str, float]:
+    """The figures."""
+    return {
+        "last_token_accuracy": percent(items, 0),
+        "last_token_perplexity": math.exp(-sum(item.last for item in items) / len(items)),
+        "last_word_accuracy": percent(items, 1),
+        "last_word_perplexity": math.exp(-sum(item.sums[0] for item in items) / len(items)),
     }
-    return Found(figures, sums, tokens)
 
 
-def winograd(loop: Loop, path: Path, limit: int | None) -> Found:
-    """Rows with two contexts and what follows both."""
-    sums, tokens, right, right_full = [], [], [], []
-    for line in itertools.islice(path.open(encoding="utf-8"), limit):
-        row = json.loads(line)
-        behind = row["continuation"].strip()
-        behind = behind if behind[0] in "'.,;:!?" else " " + behind
-        both = [loop.whole(context.strip(), behind) for context in row["context_options"]]
-        sums.append([part for part, _ in both])
-        tokens.append(len(loop.encode(behind)))
-        right.append(int(np.argmax(sums[-1])) == row["gold"])
-        right_full.append(int(np.argmax([full for _, full in both])) == row["gold"])
-    return Found({"accuracy": percent(right), "accuracy_full": percent(right_full)}, sums, tokens)
+def winograd_item(loop: Loop, line: str) -> Item:
+    """A row with two contexts and what follows both."""
+    row = json.loads(line)
+    behind = row["continuation"].strip()
+    behind = behind if behind[0] in "'.,;:!?" else " " + behind
+    both = [loop.whole(context.strip(), behind) for context in row["context_options"]]
+    right = [int(np.argmax([pair[part] for pair in both])) == row["gold"] for part in range(2)]
+    return Item([part for part, _ in both], len(loop.encode(behind)), right)
 
 
-def loop_of(task: str, loop: Loop, data: Path, limit: int | None) -> Found:
-    """A set by the loop."""
-    if task in ("wikitext2", "wikitext103"):
-        return loop.text(*detokenised(data / "wikitext-2-raw" / "wiki.test.raw", "wikitext"))
-    if task == "ptb":
-        return loop.text(*detokenised(data / "ptb" / "ptb.test.txt", "ptb"))
-    if task == "lambada":
-        return lambada(loop, data / "lambada" / "lambada_test.jsonl", limit)
-    if task == "hellaswag":
-        return hellaswag(loop, data / "hellaswag" / "hellaswag_val_full.txt", limit)
-    return winograd(loop, data / task / ("winograd_wsc.jsonl" if task == "winograd" else "winogrande.jsonl"), limit)
+def winograd(items: Sequence[Item]) -> dict[str, float]:
+    """The figures."""
+    return {"accuracy": percent(items, 0), "accuracy_full": percent(items, 1)}
+
+
+class Loops:
+    """The loop over texts here, with all threads; over items in processes of one thread each, which is faster."""
+
+    def __init__(self, folder: Path, data: Path, limit: int | None) -> None:
+        self.data, self.limit = data, limit
+        self.here = Loop(folder)
+        self._pool = ProcessPoolExecutor(THREADS, get_context("spawn"), _begin, (folder,))
+
+    def __call__(self, task: str) -> Found:
+        """A set."""
+        if task in ("wikitext2", "wikitext103"):
+            return self.here.text(*detokenised(self.data / "wikitext-2-raw" / "wiki.test.raw", "wikitext"))
+        if task == "ptb":
+            return self.here.text(*detokenised(self.data / "ptb" / "ptb.test.txt", "ptb"))
+        if task == "lambada":
+            return self._items(lambada_item, lambada, self._lines("lambada/lambada_test.jsonl"))
+        if task == "hellaswag":
+            items = hellaswag_items(self.data / "hellaswag" / "hellaswag_val_full.txt")
+            return self._items(hellaswag_item, hellaswag, items)
+        name = "winograd/winograd_wsc.jsonl" if task == "winograd" else "winogrande/winogrande.jsonl"
+        return self._items(winograd_item, winograd, self._lines(name))
+
+    def _lines(self, name: str) -> list[str]:
+        return (self.data / name).read_text("utf-8").splitlines()
+
+    def _items(
+        self,
+        score: Callable[[Loop, Any], Item],
+        figures: Callable[[Sequence[Item]], dict[str, float]],
+        given: Iterable[Any],
+    ) -> Found:
+        work = functools.partial(_in_process, score)
+        items = list(self._pool.map(work, itertools.islice(given, self.limit), chunksize=16))
+        return Found(figures(items), [item.sums for item in items], [item.tokens for item in items])
+
+
+def _begin(folder: Path) -> None:
+    global _loop
+    _loop = Loop(folder, threads=1)
+
+
+def _in_process(score: Callable[[Loop, Any], Item], item: Any) -> Item:
+    return score(_loop, item)
 
 
 def differences(table: Mapping[str, Any], theirs: Found) -> Iterator[float]:
@@ -214,8 +264,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = bundled(Path(temporary)) if given.model == "bundled" else huggingface()
         model = open_model(engine="litert") if given.model == "bundled" else open_model(folder, engine="litert")
-        loop = Loop(folder)
-        print(f"{given.model}, litert float32, n_ctx {loop.n_ctx}; the loop: transformers, torch, float32")
+        loops = Loops(folder, given.data, given.limit)
+        print(f"{given.model}, litert float32, n_ctx {loops.here.n_ctx}; the loop: transformers, torch, float32")
         for task in given.tasks or TASKS:
             kept = store.home() / "evaluations"
             items = task in ("lambada", "hellaswag", "winograd", "winogrande")
@@ -225,7 +275,7 @@ def main() -> None:
             assert ours.folder is not None
             table = read_documents(ours.folder)
             middle = time.perf_counter()
-            theirs = loop_of(task, loop, given.data, given.limit)
+            theirs = loops(task)
             ended = time.perf_counter()
             worst = max(differences(table, theirs))
             count = f"{ours.facts['counts']['documents']} documents, {ours.facts['counts']['tokens']} tokens"
