@@ -38,7 +38,7 @@ from gpt2.evaluation.journal import JOURNAL, Journal, read_documents
 from gpt2.evaluation.likelihood import Reader
 from gpt2.evaluation.pages import write_page
 from gpt2.evaluation.scoring import Request, Scorer, windows
-from gpt2.evaluation.statistics import compare, estimate
+from gpt2.evaluation.statistics import Estimate, compare, estimate
 from gpt2.evaluation.tasks import TASKS, Metric
 from gpt2.gpt import new_model, save_model
 from gpt2.hashing import sha256_of
@@ -691,7 +691,7 @@ def test_a_texts_figures_are_those_of_a_plain_loop(
     window, stride = options.window or 24, options.stride or options.window or 24
     total = count = 0.0
     for text in texts if options.separate else [TEXT]:
-        tokens = [*([CODEC.end_of_text] if options.begin else []), *CODEC.encode(text)]
+        tokens = [*([] if options.begin is False else [CODEC.end_of_text]), *CODEC.encode(text)]
         end = 0
         for place in range(1, len(tokens)):
             if place > end:
@@ -916,6 +916,30 @@ def test_two_processes_are_not_at_one_run(tmp_path: Path) -> None:
         pass
 
 
+def test_again_leaves_a_run_at_work_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.txt", TEXT)
+    folder = evaluate(fake(), "perplexity", path, folder=tmp_path / "runs").folder
+    assert folder is not None
+    before = (folder / JOURNAL).read_bytes()
+    key = json.loads(before.splitlines()[0])
+    with Journal(folder, key).open(), pytest.raises(EvaluationError, match="another process"):
+        evaluate(fake(), "perplexity", path, folder=tmp_path / "runs", again=True)
+    assert (folder / JOURNAL).read_bytes() == before
+
+
+def test_what_cannot_be_evaluated_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"a line\n" * 20_000 + b"\xff")
+    with pytest.raises(EvaluationError, match="expected UTF-8, got at byte 140000: invalid start byte"):
+        evaluate(fake(), "perplexity", tmp_path / "x.txt", folder=tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_character_that_is_cut_short_is_found_where_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"a" * ((1 << 16) - 1) + b"\xe4\xb8 b")
+    with pytest.raises(EvaluationError, match=f"got at byte {(1 << 16) - 1}: "):
+        list(readers.blocks(tmp_path / "x.txt", NONE))
+
+
 def test_a_journal_of_another_run_is_begun_anew(tmp_path: Path) -> None:
     with (journal := Journal(tmp_path, {"task": "x"})).open():
         journal.add([(3, {"sum": 1.5})])
@@ -937,6 +961,30 @@ def test_every_figure_can_be_traced(tmp_path: Path) -> None:
     assert json.loads(json.dumps(told)) == told
 
 
+def test_options_that_mean_nothing_to_a_task_are_not_told(tmp_path: Path) -> None:
+    row = {"ctx": "x", "endings": ["a", "b"], "label": 0}
+    told = evaluate(fake(), "hellaswag", write(tmp_path / "h.jsonl", [row] * 3)).facts["options"]
+    assert {name for name, value in told.items() if value is not None} == {"seed", "resamples"}
+
+
+@pytest.mark.parametrize(("text", "undefined"), [(" " * 50, "word_perplexity"), ("xq" * 600, "word_perplexity")])
+def test_a_figure_that_is_not_defined(tmp_path: Path, text: str, undefined: str) -> None:
+    """No word to divide by; or a perplexity beyond any number."""
+    path = write(tmp_path / "x.txt", text)
+    result = evaluate(fake(), "perplexity", path, folder=tmp_path / "runs")
+    assert math.isnan(result.metrics[undefined].value)
+    assert "perplexity, per word: not defined here, or too large for a number" in result.facts["warnings"]
+    assert result.folder is not None
+    told = json.loads((result.folder / "result.json").read_text(), parse_constant=pytest.fail)
+    assert told["metrics"][undefined] == {"value": None, "low": None, "high": None}
+    assert told["metrics"]["bits_per_byte"]["value"] == result.metrics["bits_per_byte"].value
+    assert math.isnan(Result.read(result.folder).metrics[undefined].value)
+    found = compare_runs(result.folder, result.folder)
+    assert found[undefined].to_dict() == dict.fromkeys(("first", "second", "difference", "low", "high", "p"))
+    assert (found["bits_per_byte"].difference, found["bits_per_byte"].p) == (0, 1)
+    assert '<td class="number">undefined</td>' in write_page([result])
+
+
 def test_refusals(tmp_path: Path) -> None:
     path = write(tmp_path / "x.txt", TEXT)
     with pytest.raises(ConfigError, match="task: expected one of lambada, .*, got 'lambda'"):
@@ -947,6 +995,12 @@ def test_refusals(tmp_path: Path) -> None:
         evaluate(fake(), "perplexity", path, options=Options(window=8, stride=9))
     with pytest.raises(ConfigError, match="limit: expected a whole number of at least 1, got 0"):
         Options(limit=0)
+    with pytest.raises(ConfigError, match="seed: expected a whole number of at least 0, got -1"):
+        Options(seed=-1)
+    with pytest.raises(ConfigError, match="stride: expected none for hellaswag, which is not read in windows, got 3"):
+        evaluate(fake(), "hellaswag", path, options=Options(stride=3))
+    with pytest.raises(ConfigError, match="detokenise: expected none for perplexity, which has no spelling to restore"):
+        evaluate(fake(), "perplexity", path, options=Options(detokenise=False))
     with pytest.raises(EvaluationError, match=r"expected wikitext-2-raw/wiki.test.raw or .* for wikitext2"):
         evaluate(fake(), "wikitext2", tmp_path)
     with pytest.raises(EvaluationError, match="expected at least one document with a token"):
@@ -967,6 +1021,17 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         found = estimate(Metric("x", "x", "right"), (rng.random(80) < 0.3) * 1.0, np.ones(80), seed=0, resamples=300)
         inside += found.low <= 30 <= found.high
     assert 0.87 * 150 < inside <= 150
+
+
+def test_an_interval_where_every_draw_is_alike() -> None:
+    share = Metric("x", "x", "right")
+    for N in (2, 60, 5153):
+        none, every = (estimate(share, np.full(N, x), np.ones(N), seed=0, resamples=9) for x in (0.0, 1.0))
+        assert (none.value, none.low, every.value, every.high) == (0, 0, 100, 100)
+        assert (1 - none.high / 100) ** N == pytest.approx(0.025)  # nobody is right so often, if one in so many is
+        assert every.low == pytest.approx(100 - none.high)
+    one = estimate(RATIO, np.array([-3.0]), np.array([2.0]), seed=0, resamples=9)
+    assert one.to_dict() == {"value": pytest.approx(math.exp(1.5)), "low": None, "high": None}
 
 
 def test_intervals_have_a_seed() -> None:
@@ -1012,8 +1077,18 @@ def test_two_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     other = evaluate(one, "perplexity", write(tmp_path / "y.txt", TEXT[:900]), folder=runs).folder
     with pytest.raises(EvaluationError, match="data: expected the same files"):
         compare_runs(first, other)  # type: ignore[arg-type]
-    with pytest.raises(EvaluationError, match="expected the folder of a finished evaluation"):
+    with pytest.raises(EvaluationError, match=r"expected the folder of a finished evaluation: it has no result.json"):
         compare_runs(first, tmp_path)
+    with pytest.raises(ConfigError, match="resamples: expected a whole number of at least 2, got 1"):
+        compare_runs(first, second, resamples=1)
+    (first / "documents.parquet").write_bytes((third / "documents.parquet").read_bytes())
+    with pytest.raises(EvaluationError, match=r"expected the table that result.json tells of, got another one"):
+        compare_runs(first, second)
+    broken = json.loads((second / "result.json").read_text())
+    for change in ({"metrics": []}, {"metrics": {"token_perplexity": 1}}):
+        write(second / "result.json", json.dumps(broken | change))
+        with pytest.raises(EvaluationError, match=r"result\.json"):
+            Result.read(second)
 
 
 # The paper
@@ -1021,11 +1096,11 @@ def test_two_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_papers_row_beside_ours() -> None:
     found = Result(
-        "wikitext2", {name: SimpleNamespace(value=30.0) for name in ("token_perplexity", "word_perplexity")}, {}
-    )  # type: ignore[arg-type]
+        "wikitext2", {name: Estimate(30.0, 29.0, math.nan) for name in ("token_perplexity", "word_perplexity")}, {}
+    )
     table = {(line.column, line.metric): line for line in paper.lines(SIZES["124M"], [found])}
     line = table["WikiText2 perplexity", "perplexity, per token"]
-    assert (line.paper, line.ours) == (29.41, 30.0)
+    assert (line.paper, line.ours, line.low, line.high) == (29.41, 30.0, 29.0, None)
     assert line.difference == pytest.approx(0.59)
     assert table["WikiText2 perplexity", "perplexity, per original word"].difference is None
     assert table["CBT-CN accuracy", ""].paper == 87.65
@@ -1084,8 +1159,16 @@ def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "they differ in precision: " in shown
     assert "10,000 resamplings, seed 0" in shown
     page = (tmp_path / "two.html").read_text()
-    for fact in (told["weights_sha256"], told["data"][0]["sha256"], "precision", "10,000 resamplings"):
+    for fact in (told["weights_sha256"], told["data"][0]["sha256"], "precision", "10,000 resamplings", "first: "):
         assert fact in page
+    for word, run in zip(("first", "second"), folders, strict=True):
+        assert f"{word}: perplexity: one document, over which no interval can be drawn" in page
+        assert f"{word}: perplexity of a text, {tiny}" in page
+        assert run.name in page
+    with pytest.raises(ConfigError, match="window: expected none with --compare"):
+        run_command(capsys, "eval", "--compare", *folders, "--window", 3)
+    with pytest.raises(ConfigError, match="detokenise: expected none for perplexity"):
+        run_command(capsys, *base, "--as-is")
     short = json.loads(run_command(capsys, *base, "--json", "--window", 8))
     mixed = json.loads(run_command(capsys, "eval", "--compare", told["run"], short["run"], "--json"))
     assert set(mixed["differing"]) == {"window", "stride"}

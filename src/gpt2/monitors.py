@@ -6,9 +6,10 @@ TensorBoard. An evaluation that fails is noted, and the training goes on.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class Watch:
         titles = {metric.name: metric.title for metric in task_of(monitor.task).metrics}
         for name, found in result.metrics.items():
             values = {
-                **{"step": step, "name": monitor.name, "metric": name, "title": titles[name], **asdict(found)},
+                **{"step": step, "name": monitor.name, "metric": name, "title": titles[name], **found.to_dict()},
                 **{"documents": result.facts["counts"]["documents"], "limit": monitor.limit},
                 **{"task": monitor.task, "data_sha256": data},
                 **{fact: result.facts[fact] for fact in _FACTS},
@@ -123,5 +124,6 @@ class Watch:
             self._first.setdefault((monitor.name, name), values)
         name, found = next(iter(result.metrics.items()))
         start = self._first[monitor.name, name]
-        since = f", {found.value - start['value']:+.4g} since step {start['step']}" if step != start["step"] else ""
+        before = math.nan if start["value"] is None else start["value"]
+        since = f", {found.value - before:+.4g} since step {start['step']}" if step != start["step"] else ""
         self._note(f"{monitor.name} at step {step}: {titles[name]} {found.value:.4g}{since}")

@@ -205,9 +205,10 @@ class Run:
         self._board().sample(step, prompt, text)
 
     def evaluated(self, values: Mapping[str, Any]) -> None:
-        """Add a figure of an evaluation: `step`, `name`, `metric`, `value` and what else is known of it."""
+        """Add a figure of an evaluation: `step`, `name`, `metric`, `value` (or None) and what else is known of it."""
         _append(self.folder / EVALUATIONS, values)
-        self._board().figure(values)
+        if values["value"] is not None:
+            self._board().figure(values)
 
     def _board(self) -> TensorBoardLog:
         if self._tensorboard is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ COMPARE_RESAMPLES = 10_000
 if TYPE_CHECKING:
     from gpt2.evaluation import Options, Result
     from gpt2.evaluation.paper import Line
+    from gpt2.evaluation.tasks import Task
     from gpt2.language_model import LanguageModel
 
 
@@ -46,7 +48,9 @@ def evaluate(
     separate: Annotated[
         bool | None, typer.Option("--separate/--joined", help="Read a text's documents apart, or as one text.")
     ] = None,
-    begin: Annotated[bool, typer.Option("--begin/--no-begin", help="Put <|endoftext|> before a text.")] = True,
+    begin: Annotated[
+        bool | None, typer.Option("--begin/--no-begin", help="Put <|endoftext|> before a text. [default: begin]")
+    ] = None,
     detokenise: Annotated[
         bool | None, typer.Option("--detokenise/--as-is", help="Restore natural spelling, or read the set as it is.")
     ] = None,
@@ -63,7 +67,8 @@ def evaluate(
     again: Annotated[bool, typer.Option("--again", help="Evaluate although the same run is there.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page to this file.")] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a task, with --paper one a model beside.")
+        bool,
+        typer.Option("--json", help="Print JSON: an object a task, with --paper one a model too; one with --compare."),
     ] = False,
 ) -> None:
     """Evaluate a model: figures with intervals, each one traceable to data, weights, protocol and versions.
@@ -78,6 +83,13 @@ def evaluate(
         _list(as_json)
         return
     if compare:
+        others = {
+            **{"model": model, "data": data, "download": download, "paper": paper, "window": window, "stride": stride},
+            **{"separate": separate, "begin": begin, "detokenise": detokenise, "limit": limit, "output": output},
+            **{"again": again, "engine": engine != "auto", "precision": precision != "float32"},
+        }
+        if unused := [name for name, value in others.items() if value not in (None, False, [])]:
+            raise ConfigError(f"{unused[0]}: expected none with --compare, which takes two runs as they are")
         _compare(names, seed, COMPARE_RESAMPLES if resamples is None else resamples, html, as_json=as_json)
         return
     from gpt2.evaluation import Options, task_of
@@ -95,12 +107,16 @@ def evaluate(
     )  # fmt: skip
     if paper:
         names = list(dict.fromkeys(column.task for column in COLUMNS))
+    _check(options, [task_of(name) for name in names])
     places = _places(names, data, download=download, lenient=paper)
     results: list[Result] = []
     papers: list[tuple[str, str, list[Line]]] = []
     for given in _models(model, paper=paper):
         opened = _open(given, engine, precision)
-        found = [_one(opened, name, place, options, output, again=again) for name, place in places.items()]
+        found = [
+            _one(opened, name, place, options.fitting(task_of(name)), output, again=again)
+            for name, place in places.items()
+        ]
         results += found
         if paper:
             papers.append(_paper(given, opened, found))
@@ -111,6 +127,7 @@ def evaluate(
                 typer.echo(json.dumps(_paper_record(*papers[-1]), ensure_ascii=False))
         elif paper:
             _print_paper(*papers[-1])
+            _print_runs(found)
         else:
             _print(opened.name, found)
     if html is not None:
@@ -118,6 +135,13 @@ def evaluate(
 
         with atomic_file(html) as new:
             new.write_text(write_page(results, papers), encoding="utf-8")
+
+
+def _check(options: Options, tasks: Sequence[Task]) -> None:
+    """Refuse an option that means nothing to any of the tasks."""
+    for field in dataclasses.fields(options):
+        if not any(task.takes(field.name) for task in tasks):
+            options.check(tasks[0])
 
 
 def _places(names: Sequence[str], data: Path | None, *, download: bool, lenient: bool) -> dict[str, Path]:
@@ -209,9 +233,15 @@ def _print(name: str, results: Sequence[Result]) -> None:
 
     typer.echo(f"{name} ({results[0].facts['engine']}, {results[0].facts['precision']})")
     _table(pages.HEADS, pages.rows(results))
+    _print_runs(results)
+
+
+def _print_runs(results: Sequence[Result]) -> None:
     for result in results:
         counts = ", ".join(f"{value:,} {key}" for key, value in result.facts["counts"].items())
-        typer.echo(f"{result.task}: {counts}; {result.facts['seconds']:,.1f} s; run: {result.folder}")
+        limit = result.facts["options"]["limit"]
+        part = "" if limit is None else f"; not the whole set, the first {limit:,} at most"
+        typer.echo(f"{result.task}: {counts}{part}; {result.facts['seconds']:,.1f} s; run: {result.folder}")
 
 
 def _print_paper(name: str, origin: str, lines: Sequence[Line]) -> None:
@@ -222,18 +252,14 @@ def _print_paper(name: str, origin: str, lines: Sequence[Line]) -> None:
 
 
 def _paper_record(name: str, origin: str, lines: Sequence[Line]) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         "model": name,
         "origin": origin,
-        "paper": [{**asdict(line), "difference": line.difference} for line in lines],
+        "paper": [{**dataclasses.asdict(line), "difference": line.difference} for line in lines],
     }
 
 
 def _compare(folders: Sequence[str], seed: int, resamples: int, html: Path | None, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
     from gpt2.evaluation import Result, compare_runs, differing, pages
 
     if len(folders) != 2:
@@ -247,7 +273,7 @@ def _compare(folders: Sequence[str], seed: int, resamples: int, html: Path | Non
             new.write_text(pages.write_comparison(first, second, found, sampling), encoding="utf-8")
     if as_json:
         told: dict[str, Any] = {
-            **{"figures": {name: asdict(difference) for name, difference in found.items()}},
+            **{"figures": {name: difference.to_dict() for name, difference in found.items()}},
             **{"seed": seed, "resamples": resamples, "differing": others},
             **{word: {**run.to_dict(), "run": str(run.folder)} for word, run in (("first", first), ("second", second))},
         }
@@ -255,7 +281,8 @@ def _compare(folders: Sequence[str], seed: int, resamples: int, html: Path | Non
         return
     for word, run in (("first", first), ("second", second)):
         facts = run.facts
-        typer.echo(f"{word}: {facts['model']['name']} ({facts['engine']}, {facts['precision']}), {run.folder}")
+        how = f"{facts['engine']}, {facts['precision']}, weights {facts['weights_sha256'][:12]}"
+        typer.echo(f"{word}: {facts['model']['name']} ({how}), {run.folder}")
     for name, (a, b) in others.items():
         typer.echo(f"they differ in {name}: {a}, {b}")
     _table(pages.COMPARED_HEADS, pages.compared_rows(first.task, found))
@@ -269,7 +296,7 @@ def _list(as_json: bool) -> None:
         for task in TASKS.values():
             told: dict[str, Any] = {
                 **{"task": task.name, "title": task.title, "version": task.version, "protocol": dict(task.protocol)},
-                "metrics": {metric.name: metric.title for metric in task.metrics},
+                "metrics": {metric.name: metric.label for metric in task.metrics},
                 "data": sets.instruction(task.name),
                 "hash": sets.known_hash(task.name),
             }
@@ -277,7 +304,7 @@ def _list(as_json: bool) -> None:
         return
     for task in TASKS.values():
         typer.echo(f"{task.name}: {task.title} (version {task.version})")
-        typer.echo(f"    figures: {'; '.join(metric.title for metric in task.metrics)}")
+        typer.echo(f"    figures: {'; '.join(metric.label for metric in task.metrics)}")
         for name, text in task.protocol.items():
             typer.echo(f"    {name}: {text}")
         typer.echo(f"    data: {sets.instruction(task.name)}")

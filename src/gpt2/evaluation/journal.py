@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import numpy as np
 
 from gpt2.atomic import atomic_file, locked
 from gpt2.errors import EvaluationError
+from gpt2.hashing import sha256_of
 
 JOURNAL, RESULT = "journal.jsonl", "result.json"
+_PARTS = {"task": str, "metrics": dict, "data": list, "options": dict, "model": dict, "protocol": dict}
 DOCUMENTS = ("documents.parquet", "documents.jsonl")
 
 
@@ -37,8 +40,10 @@ class Journal:
         self._file: Any = None
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Have the folder for oneself, with what is in it read.
+    def open(self, *, again: bool = False) -> Iterator[None]:
+        """Have the folder for oneself, with what is in it read, or forgotten with `again`.
+
+        A folder is removed again if nothing could be evaluated.
 
         Raises:
             EvaluationError: another process is at it, or it cannot be written.
@@ -50,11 +55,18 @@ class Journal:
             self._folder.mkdir(parents=True, exist_ok=True)
             with locked(self._folder / ".lock", wait=False):
                 path = self._folder / JOURNAL
+                if again:
+                    path.unlink(missing_ok=True)
                 self._read(path)
                 with path.open("ab") as self._file:
                     if not self._file.tell():
                         self._write([self._key])
-                    yield
+                    try:
+                        yield
+                    except EvaluationError:  # of the data or the model, which is the same the next time
+                        if not (self._folder / RESULT).is_file():
+                            shutil.rmtree(self._folder, ignore_errors=True)
+                        raise
         except BlockingIOError:
             raise EvaluationError(f"{self._folder}: another process is at this evaluation") from None
         except OSError as error:
@@ -91,22 +103,28 @@ class Journal:
             file.truncate(good)
 
 
-def write_result(folder: Path, result: Mapping[str, Any], documents: Mapping[str, Any]) -> None:
-    """Write the table of documents, then the result; what is there is replaced."""
-    if importlib.util.find_spec("pyarrow") is not None:
+def write_documents(folder: Path, documents: Mapping[str, Any]) -> dict[str, str]:
+    """Write the table of documents in place of one that is there; the file's name and SHA-256."""
+    path = folder / DOCUMENTS[0 if importlib.util.find_spec("pyarrow") is not None else 1]
+    if path.name == DOCUMENTS[0]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         table = pa.table({name: pa.array(_plain(values)) for name, values in documents.items()})
-        with atomic_file(folder / DOCUMENTS[0]) as new:
+        with atomic_file(path) as new:
             pq.write_table(table, new, compression="zstd")
     else:
         names, columns = list(documents), [_plain(values) for values in documents.values()]
-        with atomic_file(folder / DOCUMENTS[1]) as new, new.open("w", encoding="utf-8") as file:
+        with atomic_file(path) as new, new.open("w", encoding="utf-8") as file:
             for row in zip(*columns, strict=True):
                 file.write(json.dumps(dict(zip(names, row, strict=True))) + "\n")
+    return {"name": path.name, "sha256": sha256_of(path)}
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write the result, once its table is there."""
     with atomic_file(folder / RESULT) as new:
-        new.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -117,15 +135,25 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        found["task"], found["metrics"], found["data"], found["options"]
+        if not all(isinstance(found[name], kind) for name, kind in _PARTS.items()):
+            raise ValueError(f"{RESULT} is damaged")
+    except FileNotFoundError:
+        raise EvaluationError(f"{folder}: expected the folder of a finished evaluation: it has no {RESULT}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"{folder}: expected the folder of a finished evaluation, got {error!r}") from None
+        raise EvaluationError(f"{folder}: expected the folder of a finished evaluation: {error}") from None
     return dict(found)
 
 
 def read_documents(folder: Path) -> dict[str, Any]:
-    """The table of documents in a folder: arrays, and lists where a document has several values."""
+    """The table of documents in a folder: arrays, and lists where a document has several values.
+
+    Raises:
+        EvaluationError: there is none, or not the one of the result beside it.
+    """
     parquet, plain = (folder / name for name in DOCUMENTS)
+    written = read_result(folder).get("documents")
+    if written and (folder / written["name"]).is_file() and sha256_of(folder / written["name"]) != written["sha256"]:
+        raise EvaluationError(f"{folder / written['name']}: expected the table that {RESULT} tells of, got another one")
     try:
         if parquet.is_file():
             try:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt2.evaluation.paper import Line
 from gpt2.evaluation.run import Result, differing
-from gpt2.evaluation.statistics import Difference, Estimate
+from gpt2.evaluation.statistics import Difference
 from gpt2.evaluation.tasks import TASKS
 from gpt2.report import details, escape, page, table
 
 HEADS = ("task", "figure", "value", "95 % interval")
-PAPER_HEADS = ("paper's column", "paper", "ours", "difference", "what ours is")
+PAPER_HEADS = ("paper's column", "paper", "ours", "95 % interval", "difference", "what ours is")
 COMPARED_HEADS = ("figure", "first", "second", "difference", "95 % interval", "p")
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """A figure, to four digits or two decimals."""
+    if value is None or math.isnan(value):
+        return "undefined"
     return f"{value:,.0f}" if value >= 10_000 else f"{value:.2f}" if value >= 10 else f"{value:.4f}"
 
 
@@ -25,19 +28,22 @@ def rows(results: Iterable[Result]) -> list[tuple[str, str, str, str]]:
     """A row a figure, for `HEADS`."""
     found = []
     for result in results:
-        titles = {metric.name: metric.title for metric in TASKS[result.task].metrics}
+        titles = {metric.name: metric.label for metric in TASKS[result.task].metrics}
         for name, estimate in result.metrics.items():
-            found.append((result.task, titles.get(name, name), number(estimate.value), _interval(estimate)))
+            found.append(
+                (result.task, titles.get(name, name), number(estimate.value), _interval(estimate.low, estimate.high))
+            )
     return found
 
 
-def paper_rows(lines: Iterable[Line]) -> list[tuple[str, str, str, str, str]]:
+def paper_rows(lines: Iterable[Line]) -> list[tuple[str, ...]]:
     """A row a line, for `PAPER_HEADS`."""
     return [
         (
             line.column,
             "-" if line.paper is None else f"{line.paper:.2f}",
-            "no data" if line.ours is None else number(line.ours),
+            number(line.ours) if line.metric else "no data",
+            _interval(line.low, line.high) if line.metric else "",
             "" if line.difference is None else f"{line.difference:+.2f}",
             line.metric,
         )
@@ -47,15 +53,15 @@ def paper_rows(lines: Iterable[Line]) -> list[tuple[str, str, str, str, str]]:
 
 def compared_rows(task: str, found: Mapping[str, Difference]) -> list[tuple[str, ...]]:
     """A row a figure, for `COMPARED_HEADS`."""
-    titles = {metric.name: metric.title for metric in TASKS[task].metrics}
+    titles = {metric.name: metric.label for metric in TASKS[task].metrics}
     return [
         (
             titles[name],
             number(one.first),
             number(one.second),
-            f"{one.second - one.first:+.4g}",
-            f"{one.low:+.4g} to {one.high:+.4g}",
-            f"{one.p:.4f}",
+            "undefined" if math.isnan(one.difference) else f"{one.difference:+.4g}",
+            "none" if math.isnan(one.low) or math.isnan(one.high) else f"{one.low:+.4g} to {one.high:+.4g}",
+            "undefined" if math.isnan(one.p) else f"{one.p:.4f}",
         )
         for name, one in found.items()
     ]
@@ -73,6 +79,7 @@ def write_page(results: Sequence[Result], papers: Sequence[tuple[str, str, Seque
         f"<header>\n<h1>Evaluation</h1>\n<p class='soft'>{escape(', '.join(models))}</p>\n</header>\n",
         "<h2>Figures</h2>\n",
         *(f"<h3>{escape(model)}</h3>\n" + table(HEADS, rows(_of(results, model))) for model in models),
+        *(_warnings(result) for result in results),
     ]
     for name, origin, lines in papers:
         body.append(f"<h2>Beside the paper: {escape(name)}</h2>\n<p>{escape(origin)}</p>\n")
@@ -103,7 +110,8 @@ def write_comparison(first: Result, second: Result, found: Mapping[str, Differen
         "<h2>In what the runs differ beside the weights</h2>\n",
         table(("", "first", "second"), others) if others else "<p>In nothing.</p>\n",
         "<h2>Where the figures come from</h2>\n",
-        *(_trace(result) for result in (first, second)),
+        *(_warnings(run, f"{word}: ") for word, run in (("first", first), ("second", second))),
+        *(_trace(run, f"{word}: ") for word, run in (("first", first), ("second", second))),
     ]
     return page("Comparison", "".join(body), "Written by gpt2 eval. The page needs no network.")
 
@@ -112,13 +120,18 @@ def _of(results: Iterable[Result], model: str) -> list[Result]:
     return [result for result in results if result.facts["model"]["name"] == model]
 
 
-def _trace(result: Result) -> str:
+def _warnings(result: Result, word: str = "") -> str:
+    warnings = result.facts.get("warnings", ())
+    return "".join(f"<p><strong>{escape(word + result.task)}: {escape(warning)}</strong></p>\n" for warning in warnings)
+
+
+def _trace(result: Result, word: str = "") -> str:
     facts = result.facts
     told: list[tuple[str, Any]] = [
         ("task", f"{result.task}, version {facts['version']}"),
         *((f"protocol: {name}", text) for name, text in facts["protocol"].items()),
         ("detokeniser", facts["detokeniser"]),
-        ("options", ", ".join(f"{name} {value}" for name, value in facts["options"].items())),
+        ("options", ", ".join(f"{name} {value}" for name, value in facts["options"].items() if value is not None)),
         *(
             (f"data: {entry['name']}", f"{entry['bytes']:,} bytes, SHA-256 {entry['sha256']}")
             for entry in facts["data"]
@@ -126,14 +139,19 @@ def _trace(result: Result) -> str:
         ("counts", ", ".join(f"{value:,} {name}" for name, value in facts["counts"].items())),
         ("model", ", ".join(f"{name} {value}" for name, value in facts["model"].items())),
         ("weights' SHA-256", facts["weights_sha256"]),
+        ("vocabulary's SHA-256", facts["vocabulary_sha256"]),
         ("engine", f"{facts['engine']}, {facts['precision']}"),
         ("versions", ", ".join(f"{name} {value}" for name, value in facts["versions"].items())),
         ("machine", ", ".join(f"{name} {value}" for name, value in facts["machine"].items())),
-        ("when", f"{facts['started']}, {facts['seconds']:,} s"),
+        ("when", f"{facts['started']}, {facts['seconds']:,} s, {facts['resumed_units']:,} units done before"),
         ("command", " ".join(facts["command"])),
+        *([] if result.folder is None else [("run", result.folder.name)]),
+        *([("SHA-256 of its documents' table", facts["documents"]["sha256"])] if "documents" in facts else []),
     ]
-    return details(f"{facts['title']}, {facts['model']['name']}", told)
+    return details(f"{word}{facts['title']}, {facts['model']['name']}", told)
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{number(estimate.low)} to {number(estimate.high)}"
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return "none"
+    return f"{number(low)} to {number(high)}"

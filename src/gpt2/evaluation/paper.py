@@ -60,8 +60,12 @@ class Line:
     metric: str
     """In words; empty where we have none."""
     ours: float | None
+    """None where we have none, or where it is not defined."""
     compared: bool
     """Whether it is the figure that the column is compared with."""
+    low: float | None = None
+    """Of the 95 % interval of ours."""
+    high: float | None = None
 
     @property
     def difference(self) -> float | None:
@@ -84,10 +88,11 @@ def lines(config: GPT2Config, results: Iterable[Result]) -> Iterator[Line]:
         if result is None:
             yield Line(column.title, paper, "", None, compared=True)
             continue
-        titles = {metric.name: metric.title for metric in TASKS[column.task].metrics}
+        titles = {metric.name: metric.label for metric in TASKS[column.task].metrics}
         for metric in column.metrics:
-            ours = result.metrics[metric].value
-            yield Line(column.title, paper, titles[metric], ours, compared=metric == column.metrics[0])
+            ours = result.metrics[metric].to_dict()
+            compared = metric == column.metrics[0]
+            yield Line(column.title, paper, titles[metric], ours["value"], compared, ours["low"], ours["high"])
 
 
 def origin(path: Path, config: GPT2Config) -> str:

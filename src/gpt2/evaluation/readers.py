@@ -191,10 +191,12 @@ def blocks(path: Path, _: Detokeniser, *, tail: tuple[int, int] = (0, 0)) -> Ite
             data = file.read(1 << 16)
             if skipping:  # the cut may fall into a character, whose rest is left away
                 data, skipping = data.lstrip(bytes(range(0x80, 0xC0))), False
+            waiting = len(decoder.getstate()[0])
             try:
                 held += decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
-                raise EvaluationError(f"{path}: expected UTF-8 near byte {file.tell()}: {error.reason}") from None
+                at = file.tell() - len(data) - waiting + error.start
+                raise EvaluationError(f"{path}: expected UTF-8, got at byte {at}: {error.reason}") from None
             while len(held) > BLOCK_BYTES or (held and not data):
                 end = held.find("\n", BLOCK_BYTES, 2 * BLOCK_BYTES) + 1 or held.find(" ", BLOCK_BYTES, 2 * BLOCK_BYTES)
                 if end <= 0 and data and len(held) < 2 * BLOCK_BYTES:

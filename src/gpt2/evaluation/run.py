@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import platform
 import time
@@ -38,6 +39,7 @@ from gpt2.evaluation.work import Columns, Unit, work_for
 from gpt2.hashing import sha256_of
 
 Progress = Callable[[int, int], None]
+_FEW = 10  # documents
 _MANY_ESCAPES = 0.01  # for each word; real sets need less than a tenth of that
 
 
@@ -78,7 +80,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values: task, protocol, options, metrics, counts, data, model, engine, versions and so on."""
-        metrics = {name: asdict(found) for name, found in self.metrics.items()}
+        metrics = {name: found.to_dict() for name, found in self.metrics.items()}
         return {"task": self.task, "metrics": metrics, **self.facts}
 
     @classmethod
@@ -90,7 +92,10 @@ class Result:
         """
         values = journals.read_result(folder)
         facts = {name: value for name, value in values.items() if name not in ("task", "metrics")}
-        metrics = {name: Estimate(**found) for name, found in values["metrics"].items()}
+        try:
+            metrics = {name: Estimate.from_dict(found) for name, found in values["metrics"].items()}
+        except (KeyError, TypeError, ValueError):
+            raise EvaluationError(f"{folder / journals.RESULT}: expected value, low and high of each figure") from None
         return cls(values["task"], metrics, facts, folder)
 
 
@@ -146,9 +151,7 @@ def evaluate(
     started, now = time.time(), time.perf_counter()
     work = work_for(task, codec, filled)
     journal = journals.Journal(target, key)
-    if again and target is not None:
-        (target / journals.JOURNAL).unlink(missing_ok=True)
-    with journal.open():
+    with journal.open(again=again):
         known = len(journal.records)
         total = _total(task, paths, filled) if progress is not None else 0
         scorer = Scorer(engine, excluded=work.excluded)
@@ -166,7 +169,7 @@ def evaluate(
             "detokeniser": task.detokeniser if filled.detokenise else "none",
             "model": {"name": model.name, "parameters": engine.config.num_parameters, **engine.config.to_dict()},
             "counts": counts,
-            "warnings": _warnings(counts),
+            "warnings": _warnings(counts, task, metrics),
             "machine": {"system": platform.system(), "processor": platform.machine(), "cores": machine.cores()},
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
             "seconds": round(seconds, 3),
@@ -174,9 +177,11 @@ def evaluate(
             "resumed_units": known,
             "command": list(command),
         }
+        if target is not None:
+            facts["documents"] = journals.write_documents(target, table)
         result = Result(task.name, metrics, facts, target, table)
         if target is not None:
-            journals.write_result(target, result.to_dict(), table)
+            journals.write_result(target, result.to_dict())
     return result
 
 
@@ -250,7 +255,9 @@ def compare_runs(first: Path, second: Path, *, seed: int = 0, resamples: int = 1
 
     Raises:
         EvaluationError: a folder holds no finished run, or the two are not of the same documents.
+        ConfigError: a seed below 0, or fewer than 2 resamplings.
     """
+    Options(seed=seed, resamples=resamples)
     results = [journals.read_result(folder) for folder in (first, second)]
     for name in ("task", "version", "detokeniser"):
         if results[0].get(name) != results[1].get(name):
@@ -310,15 +317,23 @@ def _columns(metric: Metric, table: Columns) -> tuple[np.ndarray, np.ndarray]:
     return top, bottom
 
 
-def _warnings(counts: Mapping[str, int]) -> list[str]:
+def _warnings(counts: Mapping[str, int], task: Task, metrics: Mapping[str, Estimate]) -> list[str]:
     """What makes figures doubtful, in words."""
+    found = []
     words, escapes = counts.get("words", 0), counts.get("escapes", 0)
-    if escapes <= _MANY_ESCAPES * words:
-        return []
-    return [
-        f"{escapes:,} marks for {words:,} words were needed to keep words as they are: the text is not cut into words "
-        "as this set is, and the figures are not those of the set"
-    ]
+    if escapes > _MANY_ESCAPES * words:
+        found.append(
+            f"{escapes:,} marks for {words:,} words were needed to keep words as they are: the text is not cut into "
+            "words as this set is, and the figures are not those of the set"
+        )
+    if (documents := counts["documents"]) < 2:
+        found.append("one document, over which no interval can be drawn")
+    elif documents < _FEW:
+        found.append(f"{documents} documents: an interval that is drawn over so few is too narrow")
+    for metric in task.metrics:
+        if math.isnan(metrics[metric.name].value):
+            found.append(f"{metric.title}: not defined here, or too large for a number")
+    return found
 
 
 def _sums(table: Columns) -> dict[str, int]:

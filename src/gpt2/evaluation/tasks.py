@@ -31,14 +31,20 @@ class Metric:
     kind: str = "share"
     """share: the quotient, in per cent. perplexity: exp(-quotient). bits: -quotient / ln 2."""
 
+    @property
+    def label(self) -> str:
+        """The title with the unit, where it has one."""
+        return f"{self.title}, %" if self.kind == "share" else self.title
+
     def value(self, top: Any, bottom: Any) -> Any:
-        """The figure for two sums, numbers or arrays."""
+        """The figure for two sums, numbers or arrays; NaN or infinity where there is nothing to divide by."""
         import numpy as np
 
-        quotient = np.asarray(top, np.float64) / np.asarray(bottom, np.float64)
-        if self.kind == "share":
-            return 100 * quotient
-        return np.exp(-quotient) if self.kind == "perplexity" else -quotient / math.log(2)
+        with np.errstate(all="ignore"):
+            quotient = np.asarray(top, np.float64) / np.asarray(bottom, np.float64)
+            if self.kind == "share":
+                return 100 * quotient
+            return np.exp(-quotient) if self.kind == "perplexity" else -quotient / math.log(2)
 
     @property
     def higher_is_better(self) -> bool:
@@ -74,10 +80,16 @@ class Task:
     version: int = 1
     """Goes up whenever the same data would give another figure."""
 
+    def takes(self, option: str) -> bool:
+        """Whether an option of `Options` means anything to this task: windows do to texts, spelling to cut words."""
+        if option in ("window", "stride", "separate", "begin"):
+            return self.kind == "text"
+        return option != "detokenise" or self.detokeniser != "none"
+
 
 @dataclass(frozen=True)
 class Options:
-    """Variants of a protocol."""
+    """Variants of a protocol. What is left out is as the task has it, and None where it means nothing to the task."""
 
     window: int | None = None
     """Tokens that are read at once; None: n_ctx."""
@@ -85,8 +97,8 @@ class Options:
     """Tokens between the ends of two windows; None: the window, so that they do not overlap."""
     separate: bool | None = None
     """Read each document of a text by itself; None: as the task has it."""
-    begin: bool = True
-    """Put <|endoftext|> before a text, so that its first token is scored too."""
+    begin: bool | None = None
+    """Put <|endoftext|> before a text, so that its first token is scored too; None: yes."""
     detokenise: bool | None = None
     """Restore natural spelling; None: as the task has it."""
     limit: int | None = None
@@ -97,17 +109,35 @@ class Options:
     """Of the bootstrap."""
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("stride", 1), ("limit", 1), ("resamples", 2)):
+        for name, least in (("window", 1), ("stride", 1), ("limit", 1), ("resamples", 2), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+    def fitting(self, task: Task) -> Options:
+        """Without what means nothing to a task."""
+        without: dict[str, Any] = {name: None for name in _VARIANTS if not task.takes(name)}
+        return replace(self, **without)
+
+    def check(self, task: Task) -> None:
+        """Refuse what means nothing to a task.
+
+        Raises:
+            ConfigError: such an option was given.
+        """
+        for name in _VARIANTS:
+            value = getattr(self, name)
+            if value is not None and not task.takes(name):
+                why = "has no spelling to restore" if name == "detokenise" else "is not read in windows"
+                raise ConfigError(f"{name}: expected none for {task.name}, which {why}, got {value!r}")
 
     def filled(self, task: Task, n_ctx: int) -> Options:
         """With the task's and the model's own values where none was given.
 
         Raises:
-            ConfigError: a window beyond n_ctx, or a stride beyond the window.
+            ConfigError: a window beyond n_ctx, a stride beyond the window, or what means nothing to the task.
         """
+        self.check(task)
         window = n_ctx if self.window is None else self.window
         stride = window if self.stride is None else self.stride
         if window > n_ctx:
@@ -119,9 +149,12 @@ class Options:
             window=window,
             stride=stride,
             separate=task.separate if self.separate is None else self.separate,
+            begin=True if self.begin is None else self.begin,
             detokenise=task.detokenise if self.detokenise is None else self.detokenise,
-        )
+        ).fitting(task)
 
+
+_VARIANTS = ("window", "stride", "separate", "begin", "detokenise")
 
 _BY_TOKEN = Metric("token_perplexity", "perplexity, per token", "log_likelihood", "tokens", "perplexity")
 _BY_WORD = Metric("word_perplexity", "perplexity, per original word", "log_likelihood", "words", "perplexity")
