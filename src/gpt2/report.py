@@ -649,11 +649,19 @@ def _interval(line: Mapping[str, Any]) -> str:
     return value if math.isnan(low) or math.isnan(high) else f"{value} ({low:.4g} to {high:.4g})"
 
 
+_NO_NUMBER = ("no data", "undefined", "none")  # in place of one
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts as HTML."""
-    head = "".join(f'<th scope="col" class="number">{escape(text)}</th>' for text in heads)
+    """A table of plain texts as HTML; columns with words stand to the left, those with numbers to the right."""
+    kinds = [
+        "" if any(row[n][:1].isalpha() and row[n] not in _NO_NUMBER for row in rows) else ' class="number"'
+        for n in range(len(heads))
+    ]
+    head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in zip(heads, kinds, strict=True))
     body = "".join(
-        "<tr>" + "".join(f'<td class="number">{escape(cell)}</td>' for cell in row) + "</tr>\n" for row in rows
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
+        for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
 

@@ -121,7 +121,9 @@ def _of(results: Iterable[Result], model: str) -> list[Result]:
 
 
 def _warnings(result: Result, word: str = "") -> str:
-    warnings = result.facts.get("warnings", ())
+    warnings = [*result.facts.get("warnings", ())]
+    if (limit := result.facts["options"]["limit"]) is not None:
+        warnings.append(f"not the whole set, the first {limit:,} documents at most")
     return "".join(f"<p><strong>{escape(word + result.task)}: {escape(warning)}</strong></p>\n" for warning in warnings)
 
 
