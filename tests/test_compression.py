@@ -589,6 +589,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["compress", "-"], ConfigError, "--out: expected a file to write, or -; got none"),
         (["compress", str(back)], ConfigError, "FILE: expected a file, found none"),
         (["decompress", str(file), "-o", str(back)], CompressionError, "expected a file made by gpt2 compress, got an"),
+        (["decompress", str(tmp_path / "none")], ConfigError, "FILE: expected a file, found none at .*none"),
         (["decompress", str(made), "-o", str(back)], CompressionError, "say with --model which they are"),
         (["decompress", str(made), "-m", models[1], "-o", str(back)], CompressionError, "weights_sha256: it was made"),
     ):

@@ -13,7 +13,7 @@ import oracle
 from gpt2.checkpoints.names import expected_shapes
 from gpt2.codec import default_codec
 from gpt2.config import GPT2Config
-from gpt2.errors import ConfigError, PromptError
+from gpt2.errors import ConfigError, GenerationError, PromptError
 from gpt2.gpt import Model, new_model, save_model
 from gpt2.inspection import (
     Activations,
@@ -409,15 +409,41 @@ def test_repeated_tokens(model: Model) -> None:
     ],
 )
 def test_bad_hooks_are_refused(model: Model, hooks: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         run_with_hooks(model, IDS, hooks)  # type: ignore[arg-type]
+    assert "Exception encountered" not in str(caught.value), "the error alone, not what Keras makes of it"
+
+
+def test_what_goes_wrong_in_a_hook_comes_out_as_it_was(model: Model) -> None:
+    wrong = ZeroDivisionError("mine")
+
+    def hook(value: np.ndarray) -> None:
+        raise wrong
+
+    for run in (run_with_hooks, lambda m, ids, h: with_hooks(m, h).generate(ids[0].tolist(), max_tokens=1)):
+        with pytest.raises(ZeroDivisionError) as caught:
+            run(model, IDS, {"blocks.1.mlp.hook_post": hook})
+        assert caught.value is wrong
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_hooks_that_leave_no_numbers_are_told_so(model: Model, bad: float) -> None:
+    with pytest.raises(GenerationError, match="logits: expected numbers under these hooks, got NaN or infinity"):
+        run_with_hooks(model, IDS, {"h2/out": lambda value: value * bad})
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m, c: ablate_heads([(0, -1)]), r"heads: expected numbers from 0 on, got \(0, -1\)"),
-        (lambda m, c: ablate_heads([3]), "heads: expected pairs of a layer and a number, got 3"),
+        (lambda m, c: ablate_heads([3]), "heads: expected pairs of two whole numbers, got 3"),
+        (lambda m, c: ablate_heads([(0.7, 1.2)]), r"heads: expected pairs of two whole numbers, got \(0.7, 1.2\)"),
+        (lambda m, c: patch(c, positions=1.5), r"positions: expected whole numbers, got \[.*1.5"),
+        (lambda m, c: steer("h0/in", np.ones(24), np.nan), "strength: expected one by which .* got nan"),
+        (lambda m, c: steer("h0/in", np.ones(24), 1e39), r"strength: expected one by which .* got 1e\+39"),
+        (lambda m, c: steer("h0/in", np.full(24, np.nan)), "direction: expected finite numbers"),
+        (lambda m, c: find_induction(m, length=5, seed=-1), "seed: expected a whole number of at least 0, got -1"),
+        (lambda m, c: find_induction(m, length=5, trials=-1), "trials: expected a whole number of at least 0, got -1"),
         (
             lambda m, c: run_with_hooks(m, IDS[:, :5], patch(c, "h0/in")),
             r"patch: .* shape \[2, 5, 24\], got \[2, 11, 24\]",
@@ -459,6 +485,7 @@ def test_bad_arguments_are_refused(
         ([], "expected text, a list of texts, token ids or None"),
         ([61], "expected 0 to 60, got 61"),
         (np.zeros((1, 25), int), "expected at most n_ctx = 24 positions, got 25"),
+        (np.array([1.5, 2.0]), "prompt: expected text or integers, got float64"),
     ],
 )
 def test_bad_prompts_are_refused(model: Model, prompt: object, message: str) -> None:

@@ -352,6 +352,13 @@ def test_command_patches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     file = tmp_path / "patch.svg"
     assert main(*given, "-o", str(file), capsys=capsys)[0] == 0
     assert ElementTree.fromstring(file.read_bytes()).tag.endswith("svg")
+    assert "the other text, where it differs" in file.read_text()
+
+
+def test_command_says_what_is_too_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, error = main("the " * 4000, "-m", str(folder), capsys=capsys)
+    assert status == 2
+    assert re.match(r"gpt2: text: expected at most n_ctx = \d+ tokens, got \d+", error)
 
 
 def test_command_looks_for_induction(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -393,6 +400,11 @@ def test_command_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
             "--output: expected a name that ends in one of .html, .svg, .png, .json, got 'out.pdf'",
         ),
         (["x", "--layer", "1"], "--layer, --head: expected both or neither"),
+        (["x", "--layer", "1", "--head", "0"], "--layer, --head: expected none but for --what attention"),
+        (["x", "--token", "0"], "--token: expected none but for --what lens in the terminal"),
+        (["x", "--seed", "0"], "--seed, --length: expected none but for --what induction"),
+        (["x", "--json", "-o", "x.html"], "--json: expected no --output, or one that ends in .json, got 'x.html'"),
+        (["--what", "induction", "--start"], "--start: expected none with --what induction"),
         (["x", "--ablate", "5"], "--ablate: expected LAYER.HEAD such as 5.1, got '5'"),
         (["x", "--ablate-neuron", "5.x"], "--ablate-neuron: expected LAYER.NEURON such as 5.100, got '5.x'"),
         (["x", "--steer", "h0/in", "--toward", "y"], "--steer: expected --toward and --away with a text each"),

@@ -112,7 +112,7 @@ def test_overlap_counts_as_sets_do(
     assert found.distinct_found == len(set(flat) & known)
     assert found.training_documents == len(training)
     assert found.training_words == sum(len(text.split()) for text in training)
-    assert found.percent == (100 * found.found / len(flat) if flat else 0)
+    assert found.percent == (100 * found.found / len(flat) if flat else None)
     both = overlaps([documents(["b king"]), documents(texts)], documents(training), n=n)
     assert both == [overlap(documents(["b king"]), documents(training), n=n), found], "one beside another"
 
@@ -252,7 +252,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert lines[1:] == [f"  {tmp_path}/set.jsonl: row 1: 0 of 2", f"  {tmp_path}/set.jsonl: row 2: 11 of 11"]
         app(["memorized", str(tmp_path / "set.jsonl"), *options, "--json", "--min-tokens", "12"], standalone_mode=False)
         first, second = map(json.loads, capsys.readouterr().out.splitlines())
-        assert first["spans"] == []
+        assert (first["spans"], first["min_tokens"]) == ([], 12)
         (span,) = second["spans"]
         assert span["document"] == 1
         assert span["text"] == tale[4:], "the first word has a space before it there, and is another token"
@@ -260,10 +260,12 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     done = run_gpt2("memorized", "-", "--in", str(tmp_path / "data"), "--min-tokens", "12", stdin=tale)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.decode().splitlines()
-    assert lines[0] == "-: 19 of 20 tokens stand in the training text, the longest span has 19"
+    assert lines[0] == "-: 19 of 20 tokens stand in the training text in spans of at least 12, the longest has 19"
     assert lines[1].startswith("  19 tokens from 1, 1 place, first in document 1 at token ")
     with pytest.raises(TrainingError, match="expected text in the field 'text'; the fields are body"):
         app(["overlap", str(tmp_path / "set.jsonl"), "--in", str(tmp_path / "data")], standalone_mode=False)
     app(["overlap", str(tmp_path / "set.jsonl"), *options, "--n", "3", "--json"], standalone_mode=False)
     (facts,) = json.loads(capsys.readouterr().out).values()
+    app(["overlap", str(tmp_path / "set.jsonl"), *options, "--n", "99"], standalone_mode=False)
+    assert capsys.readouterr().out.endswith("no document has 99 words, so there is nothing to compare\n")
     assert (facts["n"], facts["documents"], facts["touched"]) == (3, 2, 1)

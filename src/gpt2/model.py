@@ -359,6 +359,33 @@ class GPT2(keras.Model):
             The final hidden states (B, T, C), and for each layer the new tokens' keys and values, each (B, H, T, D),
             which the caller adds to its cache (None for each where the network is fused and there is no past).
         """
+        if tap is None:
+            return self._hidden(ids, past, past_length, key, segments, None)
+        failed: list[Exception] = []
+
+        def told(name: str, value: Tensor) -> Tensor:
+            try:
+                return tap(name, value)
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        try:
+            return self._hidden(ids, past, past_length, key, segments, told)
+        except Exception:
+            if failed:
+                raise failed[0] from None  # without all that Keras adds to what goes wrong in a layer
+            raise
+
+    def _hidden(
+        self,
+        ids: Tensor,
+        past: Cache | None,
+        past_length: Tensor | None,
+        key: Tensor | None,
+        segments: Tensor | None,
+        tap: Tap | None,
+    ) -> tuple[Tensor, Cache]:
         T = ops.shape(ids)[1]
         positions = ops.expand_dims(ops.arange(T, dtype="int32"), 0)  # (1, T)
         if past is not None:

@@ -93,9 +93,9 @@ def decompress(
     from gpt2 import compression
 
     default = file[: -len(SUFFIX)] if file.endswith(SUFFIX) and file != SUFFIX else None
-    target = _target(out, default, force)
     if file != STDIO and not Path(file).is_file():
         raise ConfigError(f"FILE: expected a file, found none at {file}")
+    target = _target(out, default, force)
     name = "standard input" if file == STDIO else file
     with _reading(file) as given, contextlib.ExitStack() as stack:
         source = given

@@ -47,8 +47,12 @@ def inspect(
     layer: Annotated[int | None, typer.Option(help="Attention: of this layer's --head; else of all.")] = None,
     head: Annotated[int | None, typer.Option(help="Attention: of this head.")] = None,
     token: Annotated[
-        int, typer.Option(help="Lens in the terminal: after which token; negative numbers count from the end.")
-    ] = -1,
+        int | None,
+        typer.Option(
+            help="Lens in the terminal: after which token; negative numbers count from the end. [default: -1]",
+            show_default=False,
+        ),
+    ] = None,
     ablate: Annotated[
         list[str] | None,
         typer.Option(metavar="LAYER.HEAD", help="Silence a head; may be given several times."),
@@ -87,9 +91,17 @@ def inspect(
     start: Annotated[
         bool, typer.Option("--start", help="Put <|endoftext|> before the text, as before documents in training.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Induction: of the random tokens and heads.")] = 0,
-    length: Annotated[int, typer.Option(help="Induction: how many tokens come twice.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, nothing else.")] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Induction: of the random tokens and heads. [default: 0]", show_default=False),
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Induction: how many tokens come twice. [default: 50]", show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object, nothing else, or write it to an --output in .json."),
+    ] = False,
 ) -> None:
     """Show the loss of each token, what each layer expects next, and where the heads look.
 
@@ -103,8 +115,18 @@ def inspect(
         raise ConfigError(f"--what: expected one of {', '.join(VIEWS)}, got {what!r}")
     if ending is not None and ending not in FORMATS:
         raise ConfigError(f"--output: expected a name that ends in one of {', '.join(FORMATS)}, got {str(output)!r}")
+    if as_json and ending not in (None, ".json"):
+        raise ConfigError(f"--json: expected no --output, or one that ends in .json, got {str(output)!r}")
     if (layer is None) != (head is None):
         raise ConfigError("--layer, --head: expected both or neither")
+    if layer is not None and (what != "attention" or as_json or ending in (".html", ".json")):
+        raise ConfigError("--layer, --head: expected none but for --what attention in the terminal or a picture")
+    if token is not None and (what != "lens" or as_json or output is not None):
+        raise ConfigError("--token: expected none but for --what lens in the terminal")
+    if what != "induction" and (seed is not None or length is not None):
+        raise ConfigError("--seed, --length: expected none but for --what induction")
+    if what == "induction" and start:
+        raise ConfigError("--start: expected none with --what induction, whose tokens begin so anyway")
     if (what == "patch") != (against is not None):
         raise ConfigError("--what patch: expected --against with another text, and --against only there")
     if (steer is None) != (not toward) or (steer is None) != (not away) or (steer is None and strength is not None):
@@ -122,7 +144,7 @@ def inspect(
     if what == "induction":
         if text is not None:
             raise ConfigError("--what induction: expected no text, since it makes its own tokens")
-        _show_induction(model, ending, output, as_json, length, seed)
+        _show_induction(model, ending, output, as_json, 50 if length is None else length, seed or 0)
         return
     if text == "-" or (text is None and not sys.stdin.isatty()):
         text = read_stdin("text").removesuffix("\n")
@@ -135,6 +157,8 @@ def inspect(
     ids = loaded.prompt_tokens(text)[0]
     begin = loaded.prompt_tokens(None)[0] if start else []
     ids = [*begin, *ids]
+    if len(ids) > loaded.config.n_ctx:
+        raise PromptError(f"text: expected at most n_ctx = {loaded.config.n_ctx} tokens, got {len(ids)}")
     _check_units(heads, loaded.config.n_layer, loaded.config.n_head, *_HEAD)
     _check_units(neurons, loaded.config.n_layer, 4 * loaded.config.n_embd, *_NEURON)
     hooks: list[Hooks] = [ablate_heads(heads), ablate_neurons(neurons)]
@@ -149,7 +173,7 @@ def inspect(
     elif as_json or ending == ".json":
         _write(output, json.dumps(_record(seen), ensure_ascii=False) + "\n")
     elif output is None:
-        _print(seen, what, where, token)
+        _print(seen, what, where, -1 if token is None else token)
     elif ending == ".html":
         from gpt2.inspection.page import attention_html
 
@@ -191,7 +215,7 @@ def _show_patching(loaded: Model, seen: Inspection, other: list[int], output: Pa
         record = {**_model_record(loaded), "tokens": seen.texts, "other": texts, "effects": effects.tolist()}
         _write(output, json.dumps(record, ensure_ascii=False) + "\n")
     elif output is not None:
-        figure = pictures.effects_figure(seen, effects)
+        figure = pictures.effects_figure(seen, effects, texts)
         _write(output, pictures.as_bytes(figure, output.suffix[1:].lower()))
     else:
         table = _table("n", "token", "other", *(str(layer) for layer in range(len(effects))))
@@ -409,8 +433,8 @@ def _print_induction(found: Induction) -> None:
 
 
 def _word(text: str) -> str:
-    """A token for the terminal: in quotes, nothing in it that a terminal would obey."""
-    return json.dumps(text, ensure_ascii=False) if text.isprintable() else json.dumps(text)
+    """A token for the terminal: in quotes, nothing in it that a terminal would obey; a byte as `\\xe6`."""
+    return json.dumps(text, ensure_ascii=not text.isprintable()).replace("\\\\", "\\")
 
 
 def _table(*heads: str) -> Any:

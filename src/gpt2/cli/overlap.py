@@ -68,6 +68,9 @@ def overlap(
         results[file] = {**facts, "documents": each if documents else len(each)}
         if as_json:
             continue
+        if one.percent is None:
+            typer.echo(f"{file}: no document has {n} words, so there is nothing to compare")
+            continue
         typer.echo(
             f"{file}: {one.percent:.2f} % of {one.grams:,} {n}-grams ({one.distinct_found:,} of {one.distinct:,} "
             f"different ones), in {one.touched:,} of {len(one.documents):,} documents"
@@ -109,12 +112,13 @@ def memorized(
     for name, text, result in zip(names, texts, found, strict=True):
         spans = _spans(result, text, codec)
         facts = {"source": name, "tokens": result.tokens, "covered": result.covered, "longest": result.longest}
+        facts["min_tokens"] = min_tokens
         if as_json:
             typer.echo(json.dumps({**facts, "spans": spans}))
             continue
         typer.echo(
-            f"{name}: {result.covered:,} of {result.tokens:,} tokens stand in the training text, "
-            f"the longest span has {result.longest:,}"
+            f"{name}: {result.covered:,} of {result.tokens:,} tokens stand in the training text in spans of at "
+            f"least {min_tokens:,}" + (f", the longest has {result.longest:,}" if spans else "")
         )
         for span in spans:
             places = f"{span['places']:,} places" if span["places"] > 1 else "1 place"

@@ -81,7 +81,8 @@ def repeated_tokens(
         among: the tokens are drawn from these; None for all.
 
     Raises:
-        ConfigError: longer than the context allows, or than there are tokens, or tokens that are not there.
+        ConfigError: longer than the context allows, or than there are tokens, tokens that are not there, fewer than two
+            rows, or a negative seed.
     """
     special = set(model.codec.special_tokens.values()) if model.codec else set()
     start = None if model.codec is None else model.codec.end_of_text
@@ -95,6 +96,8 @@ def repeated_tokens(
         raise ConfigError(f"length: expected 2 to {most} tokens for this model, got {length}")
     if rows < 2:
         raise ConfigError(f"rows: expected at least 2, got {rows}")
+    if seed < 0:
+        raise ConfigError(f"seed: expected a whole number of at least 0, got {seed}")
     rng = np.random.default_rng(seed)
     half = np.stack([rng.choice(pool, length, replace=False) for _ in range(rows)])  # (rows, length)
     first = np.full((rows, 0 if start is None else 1), 0 if start is None else start)
@@ -121,8 +124,10 @@ def find_induction(
         trials: how often as many other heads are drawn.
 
     Raises:
-        ConfigError: see `repeated_tokens`.
+        ConfigError: see `repeated_tokens`; a negative number of trials.
     """
+    if trials < 0:
+        raise ConfigError(f"trials: expected a whole number of at least 0, got {trials}")
     ids = repeated_tokens(model, length=length, rows=rows, seed=seed, among=among)
     start = ids.shape[1] - 2 * length
     _, seen = run_with_cache(model, ids, names="blocks.*.attn.hook_pattern")

@@ -7,6 +7,8 @@ changed network is never taken for the intact one.
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -115,7 +117,8 @@ def patch(
     Raises:
         ConfigError: an activation that was not kept; when the hooks are used, another shape, no such position or head.
     """
-    chosen = None if heads is None else [int(head) for head in heads]
+    chosen = None if heads is None else _whole(heads, "heads")
+    where_at = _numbers(positions)
 
     def patching(name: str, axes: list[str]) -> Hook:
         theirs = source[name]
@@ -124,7 +127,7 @@ def patch(
             if theirs.shape != value.shape:
                 raise ConfigError(f"patch: {name}: expected the shape {list(value.shape)}, got {list(theirs.shape)}")
             where: list[np.ndarray] = [np.arange(n) for n in value.shape]
-            where[axes.index("T")] = _positions(positions, value.shape[axes.index("T")])
+            where[axes.index("T")] = _positions(where_at, value.shape[axes.index("T")])
             if chosen is not None:
                 if "H" not in axes:
                     raise ConfigError(f"heads: expected none, since {name} is not of heads, got {chosen}")
@@ -137,7 +140,7 @@ def patch(
     hooks = {site.name: patching(site.name, site.axes.split()) for site in matching(names, source.config)}
     said = f"with another text's {_listed(list(hooks))}{_said_positions(positions)}"
     said += "" if chosen is None else f", heads {_listed([str(head) for head in chosen])}"
-    return Change(hooks, "patched", said, at=list(hooks), positions=_numbers(positions), heads=chosen)
+    return Change(hooks, "patched", said, at=list(hooks), positions=where_at, heads=chosen)
 
 
 def steer(
@@ -157,19 +160,26 @@ def steer(
         positions: of the text.
 
     Raises:
-        ConfigError: when the hooks are used: a direction of another length, or no such position.
+        ConfigError: numbers that are not finite, or too large together; when the hooks are used, a direction of another
+            length, or no such position.
     """
-    added = np.asarray(direction, np.float32) * np.float32(strength)
+    where_at = _numbers(positions)
+    if not np.isfinite(np.asarray(direction, np.float64)).all():
+        raise ConfigError("direction: expected finite numbers, got NaN or infinity")
+    with np.errstate(all="ignore"):
+        added = (np.asarray(direction, np.float64) * strength).astype(np.float32)
+        length = float(np.linalg.norm(added))
+    if not math.isfinite(length):
+        raise ConfigError(f"strength: expected one by which the direction stays a vector of float32, got {strength}")
 
     def hook(value: np.ndarray) -> None:  # (B, T, ...)
         if added.shape != value.shape[2:]:
             expected, got = list(value.shape[2:]), list(added.shape)
             raise ConfigError(f"direction: expected an array of shape {expected} for {name}, got {got}")
-        value[:, _positions(positions, value.shape[1])] += added
+        value[:, _positions(where_at, value.shape[1])] += added
 
-    length = float(np.linalg.norm(added))
     said = f"steered at {name} by a vector of length {length:.4g}{_said_positions(positions)}"
-    return Change({name: hook}, "steered", said, at=name, length=length, positions=_numbers(positions))
+    return Change({name: hook}, "steered", said, at=name, length=length, positions=where_at)
 
 
 def direction_between(model: Model, name: str, toward: Prompt, away: Prompt) -> np.ndarray:
@@ -201,9 +211,9 @@ def direction_between(model: Model, name: str, toward: Prompt, away: Prompt) -> 
 
 def _pair(pair: tuple[int, int], argument: str) -> tuple[int, int]:
     try:
-        layer, unit = (int(number) for number in pair)
+        layer, unit = (operator.index(number) for number in pair)
     except (TypeError, ValueError):
-        raise ConfigError(f"{argument}: expected pairs of a layer and a number, got {pair!r}") from None
+        raise ConfigError(f"{argument}: expected pairs of two whole numbers, got {pair!r}") from None
     if layer < 0 or unit < 0:
         raise ConfigError(f"{argument}: expected numbers from 0 on, got {pair!r}")
     return layer, unit
@@ -215,10 +225,10 @@ def _check_below(units: Sequence[int], count: int, argument: str) -> None:
             raise ConfigError(f"{argument}: expected numbers from 0 to {count - 1}, got {unit}")
 
 
-def _positions(positions: Positions, T: int) -> np.ndarray:
+def _positions(positions: list[int] | None, T: int) -> np.ndarray:
     if positions is None:
         return np.arange(T)
-    chosen = np.atleast_1d(np.asarray(positions, int))
+    chosen = np.array(positions, int)
     for position in chosen:
         if not -T <= position < T:
             raise ConfigError(f"positions: expected {-T} to {T - 1}, got {position}")
@@ -231,7 +241,15 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _numbers(positions: Positions) -> list[int] | None:
-    return None if positions is None else [int(position) for position in np.atleast_1d(positions)]
+    return None if positions is None else _whole(np.atleast_1d(positions), "positions")
+
+
+def _whole(numbers: Iterable[Any], argument: str) -> list[int]:
+    given = list(numbers)
+    try:
+        return [operator.index(number) for number in given]
+    except TypeError:
+        raise ConfigError(f"{argument}: expected whole numbers, got {given}") from None
 
 
 def _said_positions(positions: Positions) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,8 +114,14 @@ def heads_figure(inspection: Inspection) -> Figure:
     return figure
 
 
-def effects_figure(inspection: Inspection, effects: np.ndarray) -> Figure:
-    """What `gpt2.inspection.patch_effects` gives by position, for the text that is patched."""
+def effects_figure(inspection: Inspection, effects: np.ndarray, other: Sequence[str] = ()) -> Figure:
+    """What `gpt2.inspection.patch_effects` gives by position, for the text that is patched.
+
+    Args:
+        inspection: of that text.
+        effects: (L, T).
+        other: what the other text's tokens spell; where they differ they stand above.
+    """
     _checked(inspection)
     L, T = effects.shape
     figure, axes = _figure(1.4 + 0.4 * max(T, 10), 1.4 + 0.32 * L, "Effect of one activation of the other text")
@@ -124,6 +131,13 @@ def effects_figure(inspection: Inspection, effects: np.ndarray) -> Figure:
         axes.text(t, layer, f"{effect:.2f}", ha="center", va="center", fontsize=6, color=colour)
     axes.set_yticks(range(L), [f"before layer {n}" for n in range(L)])
     _words(axes.xaxis, inspection)
+    if other:
+        theirs = ["" if a == b else spelled(b)[:16] for a, b in zip(inspection.texts, other, strict=True)]
+        above = axes.secondary_xaxis("top")
+        above.set_ticks(range(T), theirs, parse_math=False, rotation=90)
+        above.tick_params(length=0, labelsize=8, labelcolor=LOOK)
+        above.spines["top"].set_visible(False)
+        above.set_xlabel("the other text, where it differs", fontsize=9, color=LOOK, loc="left")
     return figure
 
 

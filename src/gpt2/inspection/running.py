@@ -16,7 +16,7 @@ from keras import ops
 
 from gpt2.config import GPT2Config
 from gpt2.engines.keras import KerasEngine
-from gpt2.errors import ConfigError, PromptError
+from gpt2.errors import ConfigError, GenerationError, PromptError
 from gpt2.gpt import Model
 from gpt2.inspection.names import Site, matching
 from gpt2.language_model import LanguageModel
@@ -89,6 +89,7 @@ def run_with_cache(
     Raises:
         PromptError: an empty text, one that is too long, or texts of different lengths.
         ConfigError: a name that no activation has, or a hook that gives another shape.
+        GenerationError: hooks under which the logits are no numbers.
 
     >>> logits, seen = run_with_cache(load_model(), "Once upon a time")  # doctest: +SKIP
     >>> seen["blocks.0.attn.hook_pattern"].shape  # doctest: +SKIP
@@ -99,7 +100,10 @@ def run_with_cache(
     hidden, _ = model.network.hidden(ops.convert_to_tensor(ids, dtype="int32"), tap=tap)
     order = [site.name for site in matching("*", model.config)]
     kept = {name: tap.kept[name] for name in order if name in tap.kept}
-    return array_of(model.network.head(hidden)), Activations(model.config, ids, kept)
+    logits = array_of(model.network.head(hidden))
+    if any(hooks) and not np.isfinite(logits).all():
+        raise GenerationError("logits: expected numbers under these hooks, got NaN or infinity for at least one token")
+    return logits, Activations(model.config, ids, kept)
 
 
 def run_with_hooks(model: Model, prompt: Prompt, *hooks: Hooks) -> np.ndarray:
@@ -173,12 +177,16 @@ def checked_ids(model: Model, prompt: Prompt) -> np.ndarray:
         PromptError: an empty text, one that is too long, texts of different lengths, or ids outside of the vocabulary.
     """
     if isinstance(prompt, np.ndarray) and prompt.ndim == 1:
+        if prompt.size and not np.issubdtype(prompt.dtype, np.integer):
+            raise PromptError(f"prompt: expected text or integers, got {prompt.dtype}")
         prompt = prompt.tolist()
     rows: Any = prompt
     if prompt is None or not len(prompt) or isinstance(prompt[0], (str, int, np.integer)):
         rows = model.prompt_tokens(prompt)  # type: ignore[arg-type]
     if len({len(row) for row in rows}) > 1:
         raise PromptError("prompt: expected rows of equally many tokens, got " + ", ".join(str(len(r)) for r in rows))
+    if isinstance(prompt, str) and len(rows[0]) > model.config.n_ctx:
+        raise PromptError(f"prompt: expected at most n_ctx = {model.config.n_ctx} tokens, got {len(rows[0])}")
     return model.checked_ids(rows)
 
 

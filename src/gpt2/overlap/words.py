@@ -62,9 +62,9 @@ class Overlap:
     """Words of the training set."""
 
     @property
-    def percent(self) -> float:
-        """The paper's measure: 100 * found / grams, 0 where there are no grams."""
-        return 100 * self.found / self.grams if self.grams else 0.0
+    def percent(self) -> float | None:
+        """The paper's measure: 100 * found / grams; None where there are no grams."""
+        return 100 * self.found / self.grams if self.grams else None
 
     @property
     def touched(self) -> int:

@@ -196,13 +196,13 @@ function showLens(t) {
   data.stages.forEach((stage, s) => {
     const row = element("tr", undefined, body);
     element("th", stage, row).scope = "row";
+    element("td", t + 1 < T ? data.ranks[s][t] + 1 : "", row);
     for (const [word, share] of data.top[s][t]) {
       const cell = element("td", undefined, row);
       const came = t + 1 < T && word === data.next[t];
       code(data.words[word], cell).className = came ? "came" : "";
       element("small", " " + percent(share), cell);
     }
-    element("td", t + 1 < T ? data.ranks[s][t] + 1 : "", row);
   });
 }
 
