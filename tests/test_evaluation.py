@@ -1169,6 +1169,8 @@ def test_the_command(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         run_command(capsys, "eval", "--compare", *folders, "--window", 3)
     with pytest.raises(ConfigError, match="detokenise: expected none for perplexity"):
         run_command(capsys, *base, "--as-is")
+    with pytest.raises(ConfigError, match="detokenise: expected none for hellaswag and perplexity, which has no"):
+        run_command(capsys, "eval", "hellaswag", *base[1:], "--as-is", "--window", 8)
     short = json.loads(run_command(capsys, *base, "--json", "--window", 8))
     mixed = json.loads(run_command(capsys, "eval", "--compare", told["run"], short["run"], "--json"))
     assert set(mixed["differing"]) == {"window", "stride"}

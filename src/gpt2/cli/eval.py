@@ -20,7 +20,6 @@ COMPARE_RESAMPLES = 10_000
 if TYPE_CHECKING:
     from gpt2.evaluation import Options, Result
     from gpt2.evaluation.paper import Line
-    from gpt2.evaluation.tasks import Task
     from gpt2.language_model import LanguageModel
 
 
@@ -107,7 +106,7 @@ def evaluate(
     )  # fmt: skip
     if paper:
         names = list(dict.fromkeys(column.task for column in COLUMNS))
-    _check(options, [task_of(name) for name in names])
+    options.check(*map(task_of, names))
     places = _places(names, data, download=download, lenient=paper)
     results: list[Result] = []
     papers: list[tuple[str, str, list[Line]]] = []
@@ -135,13 +134,6 @@ def evaluate(
 
         with atomic_file(html) as new:
             new.write_text(write_page(results, papers), encoding="utf-8")
-
-
-def _check(options: Options, tasks: Sequence[Task]) -> None:
-    """Refuse an option that means nothing to any of the tasks."""
-    for field in dataclasses.fields(options):
-        if not any(task.takes(field.name) for task in tasks):
-            options.check(tasks[0])
 
 
 def _places(names: Sequence[str], data: Path | None, *, download: bool, lenient: bool) -> dict[str, Path]:

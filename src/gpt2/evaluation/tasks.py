@@ -119,17 +119,18 @@ class Options:
         without: dict[str, Any] = {name: None for name in _VARIANTS if not task.takes(name)}
         return replace(self, **without)
 
-    def check(self, task: Task) -> None:
-        """Refuse what means nothing to a task.
+    def check(self, *tasks: Task) -> None:
+        """Refuse what means nothing to any of some tasks.
 
         Raises:
             ConfigError: such an option was given.
         """
         for name in _VARIANTS:
             value = getattr(self, name)
-            if value is not None and not task.takes(name):
+            if value is not None and not any(task.takes(name) for task in tasks):
                 why = "has no spelling to restore" if name == "detokenise" else "is not read in windows"
-                raise ConfigError(f"{name}: expected none for {task.name}, which {why}, got {value!r}")
+                named = " and ".join(task.name for task in tasks)
+                raise ConfigError(f"{name}: expected none for {named}, which {why}, got {value!r}")
 
     def filled(self, task: Task, n_ctx: int) -> Options:
         """With the task's and the model's own values where none was given.
