@@ -213,7 +213,8 @@ class Loops:
         return self._items(winograd_item, winograd, self._lines(name))
 
     def _lines(self, name: str) -> list[str]:
-        return (self.data / name).read_text("utf-8").splitlines()
+        with (self.data / name).open(encoding="utf-8") as file:
+            return list(file)
 
     def _items(
         self,

@@ -9,6 +9,7 @@ Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,6 +54,29 @@ class Untouched(keras.initializers.Initializer):
 def _tapped(tap: Tap | None, name: str, value: Tensor) -> Tensor:
     """What the tap gives for a value; without a tap, the value."""
     return value if tap is None else tap(name, value)
+
+
+@contextlib.contextmanager
+def _own_errors(tap: Tap | None) -> Iterator[Tap | None]:
+    """A tap whose errors leave the block as they were raised, without all that Keras adds to those of a layer."""
+    if tap is None:
+        yield None
+        return
+    failed: list[Exception] = []
+
+    def told(name: str, value: Tensor) -> Tensor:
+        try:
+            return tap(name, value)
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    try:
+        yield told
+    except Exception:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 def _under(tap: Tap | None, part: str) -> Tap | None:
@@ -359,33 +383,6 @@ class GPT2(keras.Model):
             The final hidden states (B, T, C), and for each layer the new tokens' keys and values, each (B, H, T, D),
             which the caller adds to its cache (None for each where the network is fused and there is no past).
         """
-        if tap is None:
-            return self._hidden(ids, past, past_length, key, segments, None)
-        failed: list[Exception] = []
-
-        def told(name: str, value: Tensor) -> Tensor:
-            try:
-                return tap(name, value)
-            except Exception as error:
-                failed.append(error)
-                raise
-
-        try:
-            return self._hidden(ids, past, past_length, key, segments, told)
-        except Exception:
-            if failed:
-                raise failed[0] from None  # without all that Keras adds to what goes wrong in a layer
-            raise
-
-    def _hidden(
-        self,
-        ids: Tensor,
-        past: Cache | None,
-        past_length: Tensor | None,
-        key: Tensor | None,
-        segments: Tensor | None,
-        tap: Tap | None,
-    ) -> tuple[Tensor, Cache]:
         T = ops.shape(ids)[1]
         positions = ops.expand_dims(ops.arange(T, dtype="int32"), 0)  # (1, T)
         if past is not None:
@@ -402,9 +399,10 @@ class GPT2(keras.Model):
                 x, keys_values = _recomputed(block, x, visible, key, segments), None
             else:
                 own = None if past is None else past[n]
-                x, keys_values = block(
-                    x, visible=visible, past=own, key=key, segments=segments, tap=_under(tap, block.name)
-                )
+                with _own_errors(tap) as told:
+                    x, keys_values = block(
+                        x, visible=visible, past=own, key=key, segments=segments, tap=_under(told, block.name)
+                    )
             present.append(keys_values)
         return _tapped(tap, "ln_f", self.ln_f(x)), present
 

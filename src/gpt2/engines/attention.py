@@ -152,45 +152,37 @@ def _score(query: Any, keys: Any, at: int, scores: Any) -> None:
             scores[p] = (((scores[p] + q0 * k0) + q1 * k1) + q2 * k2) + q3 * k3
 
 
-def _folded(builder: Any, array: Any, count: Any, start: float, fold: Callable[[Any, Any, Any], Any]) -> Any:
-    """All of `count` numbers folded into one, every `_PARTS`th by itself first; count is a multiple of `_PARTS`."""
-    kind = ir.VectorType(ir.FloatType(), _PARTS)
-    place = cgutils.alloca_once_value(builder, ir.Constant(kind, [start] * _PARTS))
-    with cgutils.for_range(builder, builder.udiv(count, count.type(_PARTS))) as loop:
-        lanes = _lanes(builder, array, builder.mul(loop.index, loop.index.type(_PARTS)), _PARTS)
-        builder.store(fold(builder, builder.load(place), lanes), place)
-    parts = builder.load(place)
-    half = _PARTS // 2
-    while half:  # the upper half onto the lower one, until one is left
-        moved = ir.Constant(ir.VectorType(ir.IntType(32), _PARTS), [(n + half) % _PARTS for n in range(_PARTS)])
-        parts = fold(builder, parts, builder.shuffle_vector(parts, parts, moved))
-        half //= 2
-    return builder.extract_element(parts, ir.IntType(32)(0))
-
-
-@intrinsic
-def _largest(context: Any, x: Any) -> Any:
-    """The largest of a multiple of `_PARTS` numbers."""
-
-    def larger(builder: Any, a: Any, b: Any) -> Any:
-        return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+def _folding(start: float, fold: Callable[[Any, Any, Any], Any]) -> Any:
+    """A function that folds a multiple of `_PARTS` numbers into one, every `_PARTS`th by itself first."""
 
     def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array = target.make_array(signature.args[0])(target, builder, arguments[0])
-        return _folded(builder, array.data, array.nitems, -math.inf, larger)
+        kind, count = ir.VectorType(ir.FloatType(), _PARTS), array.nitems
+        place = cgutils.alloca_once_value(builder, ir.Constant(kind, [start] * _PARTS))
+        with cgutils.for_range(builder, builder.udiv(count, count.type(_PARTS))) as loop:
+            lanes = _lanes(builder, array.data, builder.mul(loop.index, loop.index.type(_PARTS)), _PARTS)
+            builder.store(fold(builder, builder.load(place), lanes), place)
+        parts = builder.load(place)
+        half = _PARTS // 2
+        while half:  # the upper half onto the lower one, until one is left
+            moved = ir.Constant(ir.VectorType(ir.IntType(32), _PARTS), [(n + half) % _PARTS for n in range(_PARTS)])
+            parts = fold(builder, parts, builder.shuffle_vector(parts, parts, moved))
+            half //= 2
+        return builder.extract_element(parts, ir.IntType(32)(0))
 
-    return types.float32(x), code
+    @intrinsic
+    def folded(context: Any, x: Any) -> Any:
+        return types.float32(x), code
+
+    return folded
 
 
-@intrinsic
-def _sum(context: Any, x: Any) -> Any:
-    """The sum of a multiple of `_PARTS` numbers."""
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
-    def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = target.make_array(signature.args[0])(target, builder, arguments[0])
-        return _folded(builder, array.data, array.nitems, 0.0, lambda builder, a, b: builder.fadd(a, b))
 
-    return types.float32(x), code
+_largest = _folding(-math.inf, _larger)
+_sum = _folding(0.0, lambda builder, a, b: builder.fadd(a, b))
 
 
 @_compiled
@@ -233,7 +225,7 @@ def _product_of_four(columns: int, *, add: bool) -> Any:
     first_lane = ir.Constant(ir.VectorType(ir.IntType(32), _WIDTH), None)
 
     def code(target: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        x, x_row, matrix, n, out, out_row = (arguments[place] for place in (0, 2, 3, 5, 6, 8))
+        _, _, x_row, _, _, n, _, _, out_row = arguments
         kinds, number = signature.args, x_row.type
 
         def begin(array: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gpt2.evaluation.paper import Line
@@ -12,6 +12,7 @@ from gpt2.evaluation.statistics import Difference
 from gpt2.evaluation.tasks import TASKS
 from gpt2.report import details, escape, page, table
 
+UNDEFINED = "undefined"
 HEADS = ("task", "figure", "value", "95 % interval")
 PAPER_HEADS = ("paper's column", "paper", "ours", "95 % interval", "difference", "what ours is")
 COMPARED_HEADS = ("figure", "first", "second", "difference", "95 % interval", "p")
@@ -20,7 +21,7 @@ COMPARED_HEADS = ("figure", "first", "second", "difference", "95 % interval", "p
 def number(value: float | None) -> str:
     """A figure, to four digits or two decimals."""
     if value is None or math.isnan(value):
-        return "undefined"
+        return UNDEFINED
     return f"{value:,.0f}" if value >= 10_000 else f"{value:.2f}" if value >= 10 else f"{value:.4f}"
 
 
@@ -59,9 +60,9 @@ def compared_rows(task: str, found: Mapping[str, Difference]) -> list[tuple[str,
             titles[name],
             number(one.first),
             number(one.second),
-            "undefined" if math.isnan(one.difference) else f"{one.difference:+.4g}",
-            "none" if math.isnan(one.low) or math.isnan(one.high) else f"{one.low:+.4g} to {one.high:+.4g}",
-            "undefined" if math.isnan(one.p) else f"{one.p:.4f}",
+            _signed(one.difference),
+            _interval(one.low, one.high, _signed),
+            UNDEFINED if math.isnan(one.p) else f"{one.p:.4f}",
         )
         for name, one in found.items()
     ]
@@ -153,7 +154,10 @@ def _trace(result: Result, word: str = "") -> str:
     return details(f"{word}{facts['title']}, {facts['model']['name']}", told)
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    if low is None or high is None or math.isnan(low) or math.isnan(high):
-        return "none"
-    return f"{number(low)} to {number(high)}"
+def _signed(value: float) -> str:
+    return UNDEFINED if math.isnan(value) else f"{value:+.4g}"
+
+
+def _interval(low: float | None, high: float | None, shown: Callable[[Any], str] = number) -> str:
+    ends = [shown(low), shown(high)]
+    return "none" if UNDEFINED in ends else " to ".join(ends)

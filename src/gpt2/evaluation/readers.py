@@ -314,9 +314,7 @@ def _schema_row(path: Path, number: int, row: Mapping[str, Any]) -> Choice:
     first = _field(path, number, row, "pronoun_loc", int)
     if not 0 <= first <= len(text) or not text.startswith(pronoun, first):
         raise EvaluationError(f"{path}: row {number}: expected {pronoun!r:.40} from place {first} on, got {text!r:.60}")
-    names = [
-        str(option) + "'s" * (pronoun.lower() in _POSSESSIVES) for option in _field(path, number, row, "options", list)
-    ]
+    names = [_in_place_of(pronoun, str(option)) for option in _field(path, number, row, "options", list)]
     return _schema(path, number, f"{text[:first]}\0{text[first + len(pronoun) :]}", "\0", names, row.get("label"))
 
 
@@ -331,13 +329,20 @@ def _schema_xml(path: Path) -> Iterator[Choice]:
         raise EvaluationError(f"{path}: expected XML: {error}") from None
     for number, schema in enumerate(found[:273], start=1):
         parts = [(schema.findtext(f"text/{name}") or "").strip() for name in ("txt1", "txt2")]
-        possessive = (schema.findtext("text/pron") or "").strip().lower() in _POSSESSIVES
-        options = [(answer.text or "").strip() + "'s" * possessive for answer in schema.findall("answers/answer")]
+        pronoun = (schema.findtext("text/pron") or "").strip()
+        options = [_in_place_of(pronoun, (answer.text or "").strip()) for answer in schema.findall("answers/answer")]
         letter = (schema.findtext("correctAnswer") or "").strip().strip(".").upper()
         yield _schema(path, number, f"{parts[0]} _ {parts[1]}", "_", options, "AB".find(letter) if letter else None)
 
 
-_POSSESSIVES = ("my", "his", "her", "our", "their")  # as lm-eval has them; a name in their place gets 's
+_POSSESSIVES = ("my", "his", "her", "our", "their")  # as lm-eval has them
+
+
+def _in_place_of(pronoun: str, name: str) -> str:
+    """A name as it stands for a pronoun: for a possessive one with 's."""
+    return name + "'s" * (pronoun.lower() in _POSSESSIVES)
+
+
 _DETERMINERS = frozenset(
     (
         "a",

@@ -138,7 +138,7 @@ def patch(
         return hook
 
     hooks = {site.name: patching(site.name, site.axes.split()) for site in matching(names, source.config)}
-    said = f"with another text's {_listed(list(hooks))}{_said_positions(positions)}"
+    said = f"with another text's {_listed(list(hooks))}{_said_positions(where_at)}"
     said += "" if chosen is None else f", heads {_listed([str(head) for head in chosen])}"
     return Change(hooks, "patched", said, at=list(hooks), positions=where_at, heads=chosen)
 
@@ -178,7 +178,7 @@ def steer(
             raise ConfigError(f"direction: expected an array of shape {expected} for {name}, got {got}")
         value[:, _positions(where_at, value.shape[1])] += added
 
-    said = f"steered at {name} by a vector of length {length:.4g}{_said_positions(positions)}"
+    said = f"steered at {name} by a vector of length {length:.4g}{_said_positions(where_at)}"
     return Change({name: hook}, "steered", said, at=name, length=length, positions=where_at)
 
 
@@ -252,6 +252,5 @@ def _whole(numbers: Iterable[Any], argument: str) -> list[int]:
         raise ConfigError(f"{argument}: expected whole numbers, got {given}") from None
 
 
-def _said_positions(positions: Positions) -> str:
-    numbers = _numbers(positions)
+def _said_positions(numbers: list[int] | None) -> str:
     return "" if numbers is None else f" at tokens {_listed([str(number) for number in numbers])}"
