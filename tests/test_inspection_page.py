@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -54,65 +55,81 @@ def seen(folder: Path) -> Inspection:
     return inspect(load_model(folder), HOSTILE)
 
 
-def test_page_in_a_browser(seen: Inspection, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium here")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("width", [1200, 1201, 1440, 1600])
+def test_a_wide_page_shows_the_whole_table(seen: Inspection, tmp_path: Path, browser: Any, width: int) -> None:
+    file = tmp_path / "page.html"
+    wordy = dataclasses.replace(seen, vocabulary=lambda token: " subsequently")
+    file.write_text(attention_html(wordy), encoding="utf-8")
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(file.as_uri())
+    page.locator(".token").first.click()
+    assert page.evaluate("(s => s.scrollWidth - s.clientWidth)(document.querySelector('.scroll'))") == 0
+    page.close()
+
+
+def test_page_in_a_browser(seen: Inspection, tmp_path: Path, browser: Any) -> None:
     file = tmp_path / "page.html"
     hostile = dataclasses.replace(seen, changes=({"said": HOSTILE},))
     file.write_text(attention_html(hostile), encoding="utf-8")
     T, said, asked = len(seen.ids), [], []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800}, has_touch=True)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
+    page = browser.new_page(viewport={"width": 390, "height": 800}, has_touch=True)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    assert page.title().startswith("Inside "), "what a text says is never run"
+    texts = page.locator(".token").all_text_contents()
+    assert [text.replace("⏎", "\n") for text in texts] == list(seen.texts)
+    assert HOSTILE in page.locator("#changed").text_content()
+    assert page.locator("img").count() == 0
+
+    def weights() -> list[float]:
+        return page.evaluate("[...document.querySelectorAll('.token')].map(t => t.style.getPropertyValue('--a') ** 2)")
+
+    def expected(layer: int, head: int, token: int) -> Any:
+        return pytest.approx(seen.patterns[layer, head, token], abs=0.004)
+
+    assert weights() == expected(0, 0, T - 1)
+    page.locator(".token").nth(5).tap()
+    assert weights() == expected(0, 0, 5)
+    page.keyboard.press("ArrowRight")
+    assert weights() == expected(0, 0, 6)
+    page.locator("#layer").select_option("1")
+    assert weights() == expected(1, 0, 6)
+    page.locator("[role=radio][aria-checked=true]").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#head").input_value() == "1"
+    assert weights() == expected(1, 1, 6)
+    page.locator("#to").check()
+    assert weights() == pytest.approx(seen.patterns[1, 1, :, 6], abs=0.004)
+    rows = page.locator("#lens tr")
+    assert rows.count() == 3
+    best = seen.vocabulary(int(seen.lens.predictions[-1].top[6, 0]))
+    assert rows.nth(2).locator("code").first.text_content() == best.replace(" ", "␣").replace("\n", "⏎")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing sticks out on a telephone"
+    axe = pytest.importorskip("axe_core_python.sync_playwright")
+    page.emulate_media(color_scheme="dark")
+    # The page's policy lets no script in but its own, so the checker is put into a copy without one.
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    file.write_text(policy.sub("", file.read_text(encoding="utf-8")), encoding="utf-8")
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
         page.goto(file.as_uri())
-        assert page.title().startswith("Inside "), "what a text says is never run"
-        texts = page.locator(".token").all_text_contents()
-        assert [text.replace("⏎", "\n") for text in texts] == list(seen.texts)
-        assert HOSTILE in page.locator("#changed").text_content()
-        assert page.locator("img").count() == 0
-
-        def weights() -> list[float]:
-            return page.evaluate(
-                "[...document.querySelectorAll('.token')].map(t => t.style.getPropertyValue('--a') ** 2)"
-            )
-
-        def expected(layer: int, head: int, token: int) -> Any:
-            return pytest.approx(seen.patterns[layer, head, token], abs=0.004)
-
-        assert weights() == expected(0, 0, T - 1)
-        page.locator(".token").nth(5).tap()
-        assert weights() == expected(0, 0, 5)
-        page.keyboard.press("ArrowRight")
-        assert weights() == expected(0, 0, 6)
-        page.locator("#layer").select_option("1")
-        assert weights() == expected(1, 0, 6)
-        page.locator("[role=radio][aria-checked=true]").focus()
-        page.keyboard.press("ArrowRight")
-        assert page.locator("#head").input_value() == "1"
-        assert weights() == expected(1, 1, 6)
-        page.locator("#to").check()
-        assert weights() == pytest.approx(seen.patterns[1, 1, :, 6], abs=0.004)
-        rows = page.locator("#lens tr")
-        assert rows.count() == 3
-        best = seen.vocabulary(int(seen.lens.predictions[-1].top[6, 0]))
-        assert rows.nth(2).locator("code").first.text_content() == best.replace(" ", "␣").replace("\n", "⏎")
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing sticks out on a telephone"
-        axe = pytest.importorskip("axe_core_python.sync_playwright")
-        page.emulate_media(color_scheme="dark")
-        # The page's policy lets no script in but its own, so the checker is put into a copy without one.
-        policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
-        file.write_text(policy.sub("", file.read_text(encoding="utf-8")), encoding="utf-8")
-        for scheme in ("dark", "light"):
-            page.emulate_media(color_scheme=scheme)
-            page.goto(file.as_uri())
-            found = axe.Axe().run(page)["violations"]
-            assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
-        browser.close()
+        found = axe.Axe().run(page)["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == []
+    page.close()
     assert said == []
     assert set(asked) == {file.as_uri()}
 

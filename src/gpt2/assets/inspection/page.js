@@ -201,7 +201,8 @@ function showLens(t) {
       const cell = element("td", undefined, row);
       const came = t + 1 < T && word === data.next[t];
       code(data.words[word], cell).className = came ? "came" : "";
-      element("small", " " + percent(share), cell);
+      cell.append(" ");
+      element("small", percent(share), cell);
     }
   });
 }
