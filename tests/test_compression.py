@@ -588,6 +588,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["compress", str(file), "-m", models[0]], ConfigError, "is there already; --force replaces it"),
         (["compress", "-"], ConfigError, "--out: expected a file to write, or -; got none"),
         (["compress", str(back)], ConfigError, "FILE: expected a file, found none"),
+        (["compress", str(back), "-o", str(file)], ConfigError, "FILE: expected a file, found none"),
         (["decompress", str(file), "-o", str(back)], CompressionError, "expected a file made by gpt2 compress, got an"),
         (["decompress", str(tmp_path / "none")], ConfigError, "FILE: expected a file, found none at .*none"),
         (["decompress", str(made), "-o", str(back)], CompressionError, "say with --model which they are"),

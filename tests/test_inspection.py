@@ -430,6 +430,10 @@ def test_what_goes_wrong_in_a_hook_comes_out_as_it_was(model: Model) -> None:
 def test_hooks_that_leave_no_numbers_are_told_so(model: Model, bad: float) -> None:
     with pytest.raises(GenerationError, match="logits: expected numbers under these hooks, got NaN or infinity"):
         run_with_hooks(model, IDS, {"h2/out": lambda value: value * bad})
+    hooked = with_hooks(model, {"h2/out": lambda value: value * bad})
+    for ask in (lambda: hooked.generate([1, 2], max_tokens=1), lambda: hooked.logits(IDS)):
+        with pytest.raises(GenerationError, match="logits: expected numbers under these hooks"):
+            ask()
 
 
 @pytest.mark.parametrize(
@@ -438,11 +442,16 @@ def test_hooks_that_leave_no_numbers_are_told_so(model: Model, bad: float) -> No
         (lambda m, c: ablate_heads([(0, -1)]), r"heads: expected numbers from 0 on, got \(0, -1\)"),
         (lambda m, c: ablate_heads([3]), "heads: expected pairs of two whole numbers, got 3"),
         (lambda m, c: ablate_heads([(0.7, 1.2)]), r"heads: expected pairs of two whole numbers, got \(0.7, 1.2\)"),
-        (lambda m, c: patch(c, positions=1.5), r"positions: expected whole numbers, got \[.*1.5"),
+        (lambda m, c: patch(c, positions=1.5), r"positions: expected whole numbers, got \[1.5\]"),
+        (lambda m, c: patch(c, "h0/attn/z", heads=1), "heads: expected whole numbers, got 1"),
         (lambda m, c: steer("h0/in", np.ones(24), np.nan), "strength: expected one by which .* got nan"),
         (lambda m, c: steer("h0/in", np.ones(24), 1e39), r"strength: expected one by which .* got 1e\+39"),
         (lambda m, c: steer("h0/in", np.full(24, np.nan)), "direction: expected finite numbers"),
         (lambda m, c: find_induction(m, length=5, seed=-1), "seed: expected a whole number of at least 0, got -1"),
+        (lambda m, c: find_induction(m, length=5, seed=1.5), "seed: expected a whole number of at least 0, got 1.5"),
+        (lambda m, c: find_induction(m, length=5.5), "length: expected 2 to 12 tokens for this model, got 5.5"),
+        (lambda m, c: find_induction(m, length=2, among=[1.5, 2]), r"among: expected whole numbers, got \[1.5, 2\]"),
+        (lambda m, c: logit_lens(m, IDS[0], top=1.5), "top: expected 1 to 61, got 1.5"),
         (lambda m, c: find_induction(m, length=5, trials=-1), "trials: expected a whole number of at least 0, got -1"),
         (
             lambda m, c: run_with_hooks(m, IDS[:, :5], patch(c, "h0/in")),
@@ -467,7 +476,7 @@ def test_hooks_that_leave_no_numbers_are_told_so(model: Model, bad: float) -> No
             lambda m, c: patch_effects(m, [1], [2], site="attn.hook_pattern"),
             "site: expected .* got 'attn.hook_pattern'",
         ),
-        (lambda m, c: find_induction(m, length=5, rows=1), "rows: expected at least 2, got 1"),
+        (lambda m, c: find_induction(m, length=5, rows=1), "rows: expected a whole number of at least 2, got 1"),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -485,7 +494,11 @@ def test_bad_arguments_are_refused(
         ([], "expected text, a list of texts, token ids or None"),
         ([61], "expected 0 to 60, got 61"),
         (np.zeros((1, 25), int), "expected at most n_ctx = 24 positions, got 25"),
-        (np.array([1.5, 2.0]), "prompt: expected text or integers, got float64"),
+        *(
+            (bad, "prompt: expected text, a list of texts, token ids or None, got ")
+            for bad in (np.array([1.5, 2.0]), [1.5, 2.0], [None], [[1], 2], np.array(5), 5)
+        ),
+        ([[1.5, 2.0]], "ids: expected integers of shape"),
     ],
 )
 def test_bad_prompts_are_refused(model: Model, prompt: object, message: str) -> None:

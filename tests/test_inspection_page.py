@@ -373,9 +373,16 @@ def test_command_patches(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_command_says_what_is_too_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, error = main("the " * 4000, "-m", str(folder), capsys=capsys)
-    assert status == 2
-    assert re.match(r"gpt2: text: expected at most n_ctx = \d+ tokens, got \d+", error)
+    long, steered = "the " * 4000, ["the", "--steer", "h0/in"]
+    for given, argument in (
+        ([long], "text"),
+        (["the", "--what", "patch", "--against", long], "--against"),
+        ([*steered, "--toward", long, "--away", "the"], "--toward"),
+        ([*steered, "--toward", "the", "--away", long], "--away"),
+    ):
+        status, _, error = main(*given, "-m", str(folder), capsys=capsys)
+        assert status == 2
+        assert re.match(rf"gpt2: {argument}: expected at most n_ctx = 160 tokens, got \d+", error)
 
 
 def test_command_looks_for_induction(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

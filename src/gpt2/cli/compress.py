@@ -58,9 +58,9 @@ def compress(
     from gpt2 import compression
     from gpt2.language_model import open_model
 
-    target = _target(out, None if file == STDIO else file + SUFFIX, force)
     if file != STDIO and not Path(file).is_file():
         raise ConfigError(f"FILE: expected a file, found none at {file}")
+    target = _target(out, None if file == STDIO else file + SUFFIX, force)
     default = "float32" if engine == "keras" else "int8"
     opened = open_model(model, engine=engine, precision=precision or default)
     with _reading(file) as source, _writing(target) as written:

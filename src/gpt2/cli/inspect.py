@@ -154,11 +154,8 @@ def inspect(
     from gpt2.inspection import inspect as look
 
     loaded = _load(model)
-    ids = loaded.prompt_tokens(text)[0]
     begin = loaded.prompt_tokens(None)[0] if start else []
-    ids = [*begin, *ids]
-    if len(ids) > loaded.config.n_ctx:
-        raise PromptError(f"text: expected at most n_ctx = {loaded.config.n_ctx} tokens, got {len(ids)}")
+    ids = _tokens(loaded, begin, text, "text")
     _check_units(heads, loaded.config.n_layer, loaded.config.n_head, *_HEAD)
     _check_units(neurons, loaded.config.n_layer, 4 * loaded.config.n_embd, *_NEURON)
     hooks: list[Hooks] = [ablate_heads(heads), ablate_neurons(neurons)]
@@ -169,7 +166,7 @@ def inspect(
         _save(loaded, seen, hooks, save, arrays)
     where = None if layer is None or head is None else (layer, head)
     if against is not None:
-        _show_patching(loaded, seen, [*begin, *loaded.prompt_tokens(against)[0]], output, as_json)
+        _show_patching(loaded, seen, _tokens(loaded, begin, against, "--against"), output, as_json)
     elif as_json or ending == ".json":
         _write(output, json.dumps(_record(seen), ensure_ascii=False) + "\n")
     elif output is None:
@@ -234,6 +231,14 @@ def _load(model: str | None) -> Model:
         return load_model(model)
 
 
+def _tokens(loaded: Model, begin: list[int], text: str, argument: str) -> list[int]:
+    """What a text is for the network, if it fits into its context."""
+    ids = [*begin, *loaded.prompt_tokens(text)[0]]
+    if len(ids) > loaded.config.n_ctx:
+        raise PromptError(f"{argument}: expected at most n_ctx = {loaded.config.n_ctx} tokens, got {len(ids)}")
+    return ids
+
+
 def _unit(given: str, option: str, unit: str, example: str) -> tuple[int, int]:
     layer, dot, number = given.partition(".")
     if not (dot and layer.isdecimal() and number.isdecimal()):
@@ -255,8 +260,8 @@ def _steering(loaded: Model, name: str, begin: list[int], toward: str, away: str
     from gpt2.inspection.names import of_tokens
 
     site = of_tokens(name, loaded.config, "--steer")
-    texts = [[*begin, *loaded.prompt_tokens(text)[0]] for text in (toward, away)]
-    table = steer(site.name, direction_between(loaded, site.name, *texts), strength)
+    ends = _tokens(loaded, begin, toward, "--toward"), _tokens(loaded, begin, away, "--away")
+    table = steer(site.name, direction_between(loaded, site.name, *ends), strength)
     said = f"steered at {site.name} by {strength:g} times the way from {_word(away)} to {_word(toward)}"
     return Change(table, **{**table.record, "said": said, "toward": toward, "away": away, "strength": strength})
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from gpt2.errors import ConfigError
 from gpt2.gpt import Model
-from gpt2.inspection.interventions import ablate_heads
+from gpt2.inspection.interventions import ablate_heads, whole_numbers
 from gpt2.inspection.reading import token_losses
 from gpt2.inspection.running import run_with_cache
 
@@ -87,17 +87,15 @@ def repeated_tokens(
     special = set(model.codec.special_tokens.values()) if model.codec else set()
     start = None if model.codec is None else model.codec.end_of_text
     V = model.config.n_vocab
-    pool = np.array(sorted(set(range(V) if among is None else map(int, among)) - special), int)
+    pool = np.array(sorted(set(range(V) if among is None else whole_numbers(among, "among")) - special), int)
     outside = pool[(pool < 0) | (pool >= V)]
     if len(outside):
         raise ConfigError(f"among: expected 0 to {V - 1}, got {outside[0]}")
     most = min((model.config.n_ctx - (start is not None)) // 2, len(pool))
-    if not 2 <= length <= most:
+    if not isinstance(length, (int, np.integer)) or not 2 <= length <= most:
         raise ConfigError(f"length: expected 2 to {most} tokens for this model, got {length}")
-    if rows < 2:
-        raise ConfigError(f"rows: expected at least 2, got {rows}")
-    if seed < 0:
-        raise ConfigError(f"seed: expected a whole number of at least 0, got {seed}")
+    _check_whole("rows", rows, least=2)
+    _check_whole("seed", seed, least=0)
     rng = np.random.default_rng(seed)
     half = np.stack([rng.choice(pool, length, replace=False) for _ in range(rows)])  # (rows, length)
     first = np.full((rows, 0 if start is None else 1), 0 if start is None else start)
@@ -126,8 +124,7 @@ def find_induction(
     Raises:
         ConfigError: see `repeated_tokens`; a negative number of trials.
     """
-    if trials < 0:
-        raise ConfigError(f"trials: expected a whole number of at least 0, got {trials}")
+    _check_whole("trials", trials, least=0)
     ids = repeated_tokens(model, length=length, rows=rows, seed=seed, among=among)
     start = ids.shape[1] - 2 * length
     _, seen = run_with_cache(model, ids, names="blocks.*.attn.hook_pattern")
@@ -164,6 +161,11 @@ def find_induction(
         length=length,
         rows=rows,
     )
+
+
+def _check_whole(argument: str, number: int, *, least: int) -> None:
+    if not isinstance(number, (int, np.integer)) or number < least:
+        raise ConfigError(f"{argument}: expected a whole number of at least {least}, got {number}")
 
 
 def _ablated(model: Model, ids: np.ndarray, heads: tuple[tuple[int, int], ...], length: int) -> Ablation:

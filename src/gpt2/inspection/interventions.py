@@ -117,7 +117,7 @@ def patch(
     Raises:
         ConfigError: an activation that was not kept; when the hooks are used, another shape, no such position or head.
     """
-    chosen = None if heads is None else _whole(heads, "heads")
+    chosen = None if heads is None else whole_numbers(heads, "heads")
     where_at = _numbers(positions)
 
     def patching(name: str, axes: list[str]) -> Hook:
@@ -241,15 +241,17 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _numbers(positions: Positions) -> list[int] | None:
-    return None if positions is None else _whole(np.atleast_1d(positions), "positions")
+    if positions is None:
+        return None
+    return whole_numbers(positions if isinstance(positions, (Sequence, np.ndarray)) else [positions], "positions")
 
 
-def _whole(numbers: Iterable[Any], argument: str) -> list[int]:
-    given = list(numbers)
+def whole_numbers(numbers: Iterable[Any], argument: str) -> list[int]:
+    """Whole numbers as a list, if they are such; else a ConfigError that names the argument."""
     try:
-        return [operator.index(number) for number in given]
+        return [operator.index(number) for number in numbers]
     except TypeError:
-        raise ConfigError(f"{argument}: expected whole numbers, got {given}") from None
+        raise ConfigError(f"{argument}: expected whole numbers, got {numbers!r}") from None
 
 
 def _said_positions(numbers: list[int] | None) -> str:

@@ -174,7 +174,7 @@ def single(model: Model, prompt: Prompt) -> np.ndarray:
 
 
 def _lens(model: Model, seen: Activations, top: int) -> Lens:
-    if not 1 <= top <= model.config.n_vocab:
+    if not isinstance(top, (int, np.integer)) or not 1 <= top <= model.config.n_vocab:
         raise ConfigError(f"top: expected 1 to {model.config.n_vocab}, got {top}")
     names = [name for name in seen if name.endswith((".hook_resid_pre", ".hook_resid_post"))]
     stages = ("embedding", *(f"layer {n}" for n in range(model.config.n_layer)))

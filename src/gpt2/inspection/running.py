@@ -15,6 +15,7 @@ import numpy as np
 from keras import ops
 
 from gpt2.config import GPT2Config
+from gpt2.engines import Cache, Take
 from gpt2.engines.keras import KerasEngine
 from gpt2.errors import ConfigError, GenerationError, PromptError
 from gpt2.gpt import Model
@@ -101,9 +102,7 @@ def run_with_cache(
     order = [site.name for site in matching("*", model.config)]
     kept = {name: tap.kept[name] for name in order if name in tap.kept}
     logits = array_of(model.network.head(hidden))
-    if any(hooks) and not np.isfinite(logits).all():
-        raise GenerationError("logits: expected numbers under these hooks, got NaN or infinity for at least one token")
-    return logits, Activations(model.config, ids, kept)
+    return _numbers(logits) if any(hooks) else logits, Activations(model.config, ids, kept)
 
 
 def run_with_hooks(model: Model, prompt: Prompt, *hooks: Hooks) -> np.ndarray:
@@ -120,9 +119,31 @@ def with_hooks(model: Model, *hooks: Hooks) -> LanguageModel:
 
     Raises:
         ConfigError: a name that no activation has.
+        GenerationError: when it is asked, hooks under which the logits are no numbers.
     """
     tap = Tapping(model.config, hooks, ())
-    return LanguageModel(KerasEngine(model.network, tap=tap), model.codec, name=f"{model.name}, hooked")
+    engine = (_HookedEngine if any(hooks) else KerasEngine)(model.network, tap=tap)
+    return LanguageModel(engine, model.codec, name=f"{model.name}, hooked")
+
+
+class _HookedEngine(KerasEngine):
+    """The engine where hooks act: logits that are no numbers are laid to them, not to the weights."""
+
+    def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
+        return [_numbers(logits) for logits in super().feed(cache, ids, all_positions=all_positions)]
+
+    def scan(self, cache: Cache, ids: Sequence[Sequence[int]], wanted: Sequence[np.ndarray], take: Take) -> None:
+        super().scan(cache, ids, wanted, lambda rows, places, logits: take(rows, places, _numbers(logits)))
+
+    def logits(self, ids: np.ndarray) -> np.ndarray:
+        return _numbers(super().logits(ids))
+
+
+def _numbers(logits: np.ndarray) -> np.ndarray:
+    """Logits that hooks had a part in, if they are numbers."""
+    if not np.isfinite(logits).all():
+        raise GenerationError("logits: expected numbers under these hooks, got NaN or infinity for at least one token")
+    return logits
 
 
 class Tapping:
@@ -176,16 +197,15 @@ def checked_ids(model: Model, prompt: Prompt) -> np.ndarray:
     Raises:
         PromptError: an empty text, one that is too long, texts of different lengths, or ids outside of the vocabulary.
     """
-    if isinstance(prompt, np.ndarray) and prompt.ndim == 1:
-        if prompt.size and not np.issubdtype(prompt.dtype, np.integer):
-            raise PromptError(f"prompt: expected text or integers, got {prompt.dtype}")
-        prompt = prompt.tolist()
-    rows: Any = prompt
-    if prompt is None or not len(prompt) or isinstance(prompt[0], (str, int, np.integer)):
-        rows = model.prompt_tokens(prompt)  # type: ignore[arg-type]
+    if isinstance(prompt, np.ndarray) and prompt.ndim > 1:
+        return model.checked_ids(prompt)
+    given: Any = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+    parts = list(given) if isinstance(given, Iterable) else []
+    of_rows = bool(parts) and all(isinstance(part, (list, tuple, np.ndarray)) for part in parts)
+    rows: Any = given if of_rows else model.prompt_tokens(given)
     if len({len(row) for row in rows}) > 1:
         raise PromptError("prompt: expected rows of equally many tokens, got " + ", ".join(str(len(r)) for r in rows))
-    if isinstance(prompt, str) and len(rows[0]) > model.config.n_ctx:
+    if parts and isinstance(parts[0], str) and len(rows[0]) > model.config.n_ctx:
         raise PromptError(f"prompt: expected at most n_ctx = {model.config.n_ctx} tokens, got {len(rows[0])}")
     return model.checked_ids(rows)
 
