@@ -49,6 +49,21 @@ def wait_for_idle(scheduler: Scheduler) -> None:
         time.sleep(0.001)
 
 
+def test_a_step_is_over_before_anybody_hears_of_it() -> None:
+    heard: list[float] = []
+    done = threading.Event()
+
+    def deliver(piece: Any) -> None:
+        heard.append(scheduler.stuck_seconds)
+        if piece.finish_reason is not None:
+            done.set()
+
+    with Scheduler(SlowEngine(20, 24), None) as scheduler:
+        scheduler.submit([1], options(max_tokens=3), deliver)
+        assert done.wait(10)
+    assert heard == [0.0] * 3, "who has an answer may ask at once whether the engine is stuck"
+
+
 def requests(vocabulary: int, n_ctx: int) -> list[tuple[list[int], GenerationConfig]]:
     """Of all kinds: short and long, past the context, several samples, log-probabilities, echoes."""
     rng = np.random.default_rng(1)

@@ -207,7 +207,6 @@ class Scheduler:
                 self._admit()
                 self._writing = len(self._batch.samples)
             if self._writing:
-                self._stepping = time.monotonic()
                 try:
                     self._step()
                 except CacheFullError as error:
@@ -215,8 +214,6 @@ class Scheduler:
                 except Exception as error:  # nobody may wait for ever, whatever it is
                     self._fail(self._batch.samples, error)
                     self._batch.drop(lambda _: True)
-                finally:
-                    self._stepping = None
 
     def _drop_cancelled(self) -> None:
         gone = [sample for sample, request in self._requests.items() if request.cancelled]
@@ -242,7 +239,12 @@ class Scheduler:
             self._batch.join(groups)
 
     def _step(self) -> None:
-        for sample, piece in self._batch.step():
+        self._stepping = time.monotonic()
+        try:
+            pieces = self._batch.step()
+        finally:  # before anybody hears of it: whoever has an answer finds the engine between steps
+            self._stepping = None
+        for sample, piece in pieces:
             if isinstance(piece, GPT2Error):
                 self._fail([sample], piece)
             elif sample in self._requests:
