@@ -212,6 +212,11 @@ def test_steering_is_a_sum(model: Model) -> None:
     np.testing.assert_allclose(got[0], oracle.logits(CONFIG, tensors, IDS[0]), atol=1e-4)
 
 
+def test_a_long_direction_has_a_length() -> None:
+    """Of float32 numbers too, whose squares are none."""
+    assert steer("h0/in", np.ones(16), 1e30).record["length"] == pytest.approx(4e30)
+
+
 def test_direction_is_between_the_ends_of_texts(model: Model, cache: Activations) -> None:
     _, other = run_with_cache(model, [7, 8, 9])
     for name in ("blocks.1.hook_resid_pre", "h1/in", "h2/attn/z", "h0/mlp/gelu"):

@@ -7,7 +7,6 @@ changed network is never taken for the intact one.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -168,9 +167,9 @@ def steer(
         raise ConfigError("direction: expected finite numbers, got NaN or infinity")
     with np.errstate(all="ignore"):
         added = (np.asarray(direction, np.float64) * strength).astype(np.float32)
-        length = float(np.linalg.norm(added))
-    if not math.isfinite(length):
+    if not np.isfinite(added).all():
         raise ConfigError(f"strength: expected one by which the direction stays a vector of float32, got {strength}")
+    length = float(np.linalg.norm(added.astype(np.float64)))
 
     def hook(value: np.ndarray) -> None:  # (B, T, ...)
         if added.shape != value.shape[2:]:
