@@ -1279,6 +1279,19 @@ def test_a_set_is_downloaded_unpacked_and_remembered(server: faulty.ModelServer,
         assert not path.exists()
 
 
+def test_an_archive_of_two_sets_is_downloaded_once(server: faulty.ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"{server.url}/set.zip"
+    places = {"cbt-cn": sets.Source(url, "set.txt"), "cbt-ne": sets.Source(url, "other.txt")}
+    places["ptb"] = sets.Source(url, "set.txt", "0" * 64)
+    monkeypatch.setattr(sets, "SOURCES", places)
+    sets.download("cbt-cn", settings=FAST)
+    server.requests.clear()
+    assert sets.download("cbt-ne", settings=FAST).read_bytes() == b"other"
+    assert server.requests == []
+    with pytest.raises(IntegrityError, match="expected the SHA-256 000"):
+        sets.download("ptb", settings=FAST)
+
+
 def test_a_set_that_is_not_what_it_must_be(server: faulty.ModelServer) -> None:
     for source, message in [
         (sets.Source(f"{server.url}/set.txt", "set.txt", "0" * 64), "expected the SHA-256 000"),

@@ -229,11 +229,12 @@ def _print(name: str, results: Sequence[Result]) -> None:
 
 
 def _print_runs(results: Sequence[Result]) -> None:
+    from gpt2.evaluation import pages
+
     for result in results:
         counts = ", ".join(f"{value:,} {key}" for key, value in result.facts["counts"].items())
-        limit = result.facts["options"]["limit"]
-        part = "" if limit is None else f"; not the whole set, the first {limit:,} at most"
-        typer.echo(f"{result.task}: {counts}{part}; {result.facts['seconds']:,.1f} s; run: {result.folder}")
+        facts = filter(None, [counts, pages.part(result), f"{result.facts['seconds']:,.1f} s", f"run: {result.folder}"])
+        typer.echo(f"{result.task}: {'; '.join(facts)}")
 
 
 def _print_paper(name: str, origin: str, lines: Sequence[Line]) -> None:

@@ -68,6 +68,12 @@ def compared_rows(task: str, found: Mapping[str, Difference]) -> list[tuple[str,
     ]
 
 
+def part(result: Result) -> str:
+    """What part of its set a result is of, in words; empty: the whole."""
+    limit = result.facts["options"]["limit"]
+    return "" if limit is None else f"not the whole set, the first {limit:,} documents at most"
+
+
 def write_page(results: Sequence[Result], papers: Sequence[tuple[str, str, Sequence[Line]]] = ()) -> str:
     """The page: figures, the paper's beside them, and for each task what is needed to trace it.
 
@@ -108,10 +114,10 @@ def write_comparison(first: Result, second: Result, found: Mapping[str, Differen
         "</header>\n<h2>Figures</h2>\n",
         table(COMPARED_HEADS, compared_rows(first.task, found)),
         f"<p class='soft'>{escape(sampling)}</p>\n",
+        *(_warnings(run, f"{word}: ") for word, run in (("first", first), ("second", second))),
         "<h2>In what the runs differ beside the weights</h2>\n",
         table(("", "first", "second"), others) if others else "<p>In nothing.</p>\n",
         "<h2>Where the figures come from</h2>\n",
-        *(_warnings(run, f"{word}: ") for word, run in (("first", first), ("second", second))),
         *(_trace(run, f"{word}: ") for word, run in (("first", first), ("second", second))),
     ]
     return page("Comparison", "".join(body), "Written by gpt2 eval. The page needs no network.")
@@ -122,9 +128,7 @@ def _of(results: Iterable[Result], model: str) -> list[Result]:
 
 
 def _warnings(result: Result, word: str = "") -> str:
-    warnings = [*result.facts.get("warnings", ())]
-    if (limit := result.facts["options"]["limit"]) is not None:
-        warnings.append(f"not the whole set, the first {limit:,} documents at most")
+    warnings = [*result.facts.get("warnings", ()), *filter(None, [part(result)])]
     return "".join(f"<p><strong>{escape(word + result.task)}: {escape(warning)}</strong></p>\n" for warning in warnings)
 
 

@@ -6,6 +6,7 @@ is not known beforehand is remembered at the first download, and a later one mus
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tarfile
 import zipfile
@@ -28,6 +29,8 @@ _CBT = "http://www.thespermwhale.com/jaseweston/babi/CBTest.tgz"
 _ZENODO = "https://zenodo.org/record/2630551/files/lambada-dataset.tar.gz"
 _1BW = "http://www.statmt.org/lm-benchmark/1-billion-word-language-modeling-benchmark-r13output.tar.gz"
 _MB = 1 << 20
+_ZIP, _TAR = (".zip",), (".tgz", ".tar.gz")
+_ARCHIVES = _ZIP + _TAR
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ def download(
 ) -> Path:
     """Bring a task's set into the store, checked; if it is there, nothing is done.
 
+    Where an archive has the sets of several tasks, all of them are kept.
+
     Args:
         task: which.
         source: another place than the known one, such as a mirror.
@@ -172,35 +177,43 @@ def _bring(task: str, source: Source, settings: Settings, progress: Progress | N
     target = folder_of(task) / source.name
     parts = store.home() / "downloads"
     parts.mkdir(parents=True, exist_ok=True)
-    with locked(parts / f"set-{task}.lock"):
+    name = source.url.rsplit("/", 1)[-1]
+    with locked(parts / f"set-{name}.lock"):
         if target.is_file():
             return target
-        arrived = parts / f"{task}-{source.url.rsplit('/', 1)[-1]}"
+        arrived = parts / f"set-{name}"
         if not arrived.is_file():
             fetch(source.url, arrived, limit=source.limit, settings=settings, progress=progress)
         try:
             if source.archive_sha256:
                 _expect(source.archive_sha256, sha256_of(arrived), source.url)
-            with atomic_file(target) as new:
-                _unpack(arrived, source, new)
-                _check(new, source, task)
+            _keep(arrived, source, task)
+            for other, its in SOURCES.items():
+                if name.endswith(_ARCHIVES) and its.url == source.url and not (folder_of(other) / its.name).is_file():
+                    with contextlib.suppress(IntegrityError):  # whoever asks for that one is told
+                        _keep(arrived, its, other)
         finally:
             arrived.unlink(missing_ok=True)
     return target
 
 
+def _keep(arrived: Path, source: Source, task: str) -> None:
+    with atomic_file(folder_of(task) / source.name) as new:
+        _unpack(arrived, source, new)
+        _check(new, source, task)
+
+
 def _unpack(arrived: Path, source: Source, new: Path) -> None:
     """Copy the file, or the member of that name of the archive; no other name of an archive is looked at."""
-    suffix = source.url.rsplit("/", 1)[-1]
     try:
-        if suffix.endswith(".zip"):
+        if arrived.name.endswith(_ZIP):
             with zipfile.ZipFile(arrived) as archive:
                 found = [info for info in archive.infolist() if info.filename.rsplit("/", 1)[-1] == source.name]
                 if found:
                     with archive.open(found[0]) as member:
                         _copy(member, source, new)
                     return
-        elif suffix.endswith((".tgz", ".tar.gz")):
+        elif arrived.name.endswith(_TAR):
             with tarfile.open(arrived, "r:gz") as tar:
                 for entry in tar:
                     if entry.isfile() and entry.name.rsplit("/", 1)[-1] == source.name:
