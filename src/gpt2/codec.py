@@ -251,10 +251,13 @@ class Codec:
         if layout not in names:
             raise CodecError(f"layout: expected one of {', '.join(names)}, got {layout!r}")
         merges_name, ids_name = names[layout]
-        return {
-            merges_name: self._merges().encode("utf-8"),
-            ids_name: json.dumps(self.vocabulary()).encode("ascii"),
-        }
+        merges, ids = self._files
+        return {merges_name: merges, ids_name: ids}
+
+    @functools.cached_property
+    def _files(self) -> tuple[bytes, bytes]:
+        """Merges and ids as files, made once: a run writes them with each of its checkpoints."""
+        return self._merges().encode("utf-8"), json.dumps(self.vocabulary()).encode("ascii")
 
     def vocabulary(self) -> dict[str, int]:
         """Token -> id, by id, as `vocab.json` has it: bytes written as OpenAI's printable letters."""
