@@ -103,7 +103,8 @@ class _Work:
             steps = gpt.steps_of(self.order.epochs, tokens, training, shape)
             training = dataclasses.replace(training, steps=steps)
         if "eval_every" in self.order.auto:
-            training = dataclasses.replace(training, eval_every=max(1, min(100, training.steps // 10)))
+            # A look costs seconds, with its checkpoint and its samples: few of them where a step takes less.
+            training = dataclasses.replace(training, eval_every=max(1, min(100, training.steps // 5)))
         if self.stop.is_set():
             raise CancelledError("training: it was asked to stop before its first step")
         self.records.update(self.job.id, status="running", steps=training.steps)
