@@ -13,7 +13,6 @@ import typer
 from gpt2.atomic import atomic_file
 from gpt2.cli import inspect_tables
 from gpt2.cli.codec import read_stdin
-from gpt2.cli.inspect_tables import word
 from gpt2.cli.status import Status
 from gpt2.errors import ConfigError, PromptError
 
@@ -255,7 +254,8 @@ def _steering(loaded: Model, name: str, begin: list[int], toward: str, away: str
     site = of_tokens(name, loaded.config, "--steer")
     ends = _tokens(loaded, begin, toward, "--toward"), _tokens(loaded, begin, away, "--away")
     table = steer(site.name, direction_between(loaded, site.name, *ends), strength)
-    said = f"steered at {site.name} by {strength:g} times the way from {word(away)} to {word(toward)}"
+    way = " to ".join(map(inspect_tables.word, (away, toward)))
+    said = f"steered at {site.name} by {strength:g} times the way from {way}"
     return Change(table, **{**table.record, "said": said, "toward": toward, "away": away, "strength": strength})
 
 

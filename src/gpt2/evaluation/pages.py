@@ -108,17 +108,18 @@ def write_comparison(first: Result, second: Result, found: Mapping[str, Differen
     names = [
         f"{facts['model']['name']} ({facts['engine']}, {facts['precision']})" for facts in (first.facts, second.facts)
     ]
+    runs = (("first", first), ("second", second))
     others = [(name, str(a), str(b)) for name, (a, b) in differing(first.facts, second.facts).items()]
     body = [
         f"<header>\n<h1>Comparison</h1>\n<p class='soft'>first: {escape(names[0])}; second: {escape(names[1])}</p>\n"
         "</header>\n<h2>Figures</h2>\n",
         table(COMPARED_HEADS, compared_rows(first.task, found)),
         f"<p class='soft'>{escape(sampling)}</p>\n",
-        *(_warnings(run, f"{word}: ") for word, run in (("first", first), ("second", second))),
+        *(_warnings(run, f"{word}: ") for word, run in runs),
         "<h2>In what the runs differ beside the weights</h2>\n",
         table(("", "first", "second"), others) if others else "<p>In nothing.</p>\n",
         "<h2>Where the figures come from</h2>\n",
-        *(_trace(run, f"{word}: ") for word, run in (("first", first), ("second", second))),
+        *(_trace(run, f"{word}: ") for word, run in runs),
     ]
     return page("Comparison", "".join(body), "Written by gpt2 eval. The page needs no network.")
 

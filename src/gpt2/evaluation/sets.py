@@ -30,7 +30,6 @@ _ZENODO = "https://zenodo.org/record/2630551/files/lambada-dataset.tar.gz"
 _1BW = "http://www.statmt.org/lm-benchmark/1-billion-word-language-modeling-benchmark-r13output.tar.gz"
 _MB = 1 << 20
 _ZIP, _TAR = (".zip",), (".tgz", ".tar.gz")
-_ARCHIVES = _ZIP + _TAR
 
 
 @dataclass(frozen=True)
@@ -188,8 +187,9 @@ def _bring(task: str, source: Source, settings: Settings, progress: Progress | N
             if source.archive_sha256:
                 _expect(source.archive_sha256, sha256_of(arrived), source.url)
             _keep(arrived, source, task)
-            for other, its in SOURCES.items():
-                if name.endswith(_ARCHIVES) and its.url == source.url and not (folder_of(other) / its.name).is_file():
+            beside = SOURCES.items() if name.endswith(_ZIP + _TAR) else ()
+            for other, its in beside:
+                if its.url == source.url and not (folder_of(other) / its.name).is_file():
                     with contextlib.suppress(IntegrityError):  # whoever asks for that one is told
                         _keep(arrived, its, other)
         finally:

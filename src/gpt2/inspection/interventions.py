@@ -163,10 +163,11 @@ def steer(
             length, or no such position.
     """
     where_at = _numbers(positions)
-    if not np.isfinite(np.asarray(direction, np.float64)).all():
+    given = np.asarray(direction, np.float64)
+    if not np.isfinite(given).all():
         raise ConfigError("direction: expected finite numbers, got NaN or infinity")
     with np.errstate(all="ignore"):
-        added = (np.asarray(direction, np.float64) * strength).astype(np.float32)
+        added = (given * strength).astype(np.float32)
     if not np.isfinite(added).all():
         raise ConfigError(f"strength: expected one by which the direction stays a vector of float32, got {strength}")
     length = float(np.linalg.norm(added.astype(np.float64)))

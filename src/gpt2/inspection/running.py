@@ -102,7 +102,7 @@ def run_with_cache(
     order = [site.name for site in matching("*", model.config)]
     kept = {name: tap.kept[name] for name in order if name in tap.kept}
     logits = array_of(model.network.head(hidden))
-    return _numbers(logits) if any(hooks) else logits, Activations(model.config, ids, kept)
+    return _finite(logits) if any(hooks) else logits, Activations(model.config, ids, kept)
 
 
 def run_with_hooks(model: Model, prompt: Prompt, *hooks: Hooks) -> np.ndarray:
@@ -130,16 +130,16 @@ class _HookedEngine(KerasEngine):
     """The engine where hooks act: logits that are no numbers are laid to them, not to the weights."""
 
     def feed(self, cache: Cache, ids: Sequence[Sequence[int]], *, all_positions: bool = False) -> list[np.ndarray]:
-        return [_numbers(logits) for logits in super().feed(cache, ids, all_positions=all_positions)]
+        return [_finite(logits) for logits in super().feed(cache, ids, all_positions=all_positions)]
 
     def scan(self, cache: Cache, ids: Sequence[Sequence[int]], wanted: Sequence[np.ndarray], take: Take) -> None:
-        super().scan(cache, ids, wanted, lambda rows, places, logits: take(rows, places, _numbers(logits)))
+        super().scan(cache, ids, wanted, lambda rows, places, logits: take(rows, places, _finite(logits)))
 
     def logits(self, ids: np.ndarray) -> np.ndarray:
-        return _numbers(super().logits(ids))
+        return _finite(super().logits(ids))
 
 
-def _numbers(logits: np.ndarray) -> np.ndarray:
+def _finite(logits: np.ndarray) -> np.ndarray:
     """Logits that hooks had a part in, if they are numbers."""
     if not np.isfinite(logits).all():
         raise GenerationError("logits: expected numbers under these hooks, got NaN or infinity for at least one token")
